@@ -1,0 +1,1 @@
+"""kexec-fleet's deciding side: inventory, playbook, rollout, journal, lab and command line."""
