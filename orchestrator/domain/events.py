@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -142,7 +142,7 @@ def apply_to_host(record: HostRecord, event: Event) -> HostRecord:
     return record.model_copy(update=changes)
 
 
-_ATTEMPT_FIELDS = {
+_ATTEMPT_FIELDS: dict[EventKind, Callable[[dict[str, Any]], dict[str, Any]]] = {
     EventKind.LOADED: lambda data: {"loaded": data},
     EventKind.ARMED: lambda data: {"armed": data},
     EventKind.STAGED: lambda data: {"cmdline": data.get("cmdline")},
