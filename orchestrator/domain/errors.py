@@ -1,20 +1,21 @@
 """The one tree of exceptions; every message says what happened, `hint` says what to do next.
 
-    KexecFleetError
-    ├── InputError                 bad inventory, playbook, option or file (exit code 2, no host touched)
-    ├── SetupError                 something this machine lacks: a package, QEMU, disk space (exit code 2)
-    ├── LabError                   a lab VM, image or kernel could not be made or reached
-    ├── JournalError
-    │   ├── JournalNotFound        no such rollout, or the file is not a journal
-    │   └── StaleFence             the lease has moved on: this writer must stop
-    ├── IllegalTransition          a state change that the transition table does not have (a bug)
-    └── HostError                  carries host, step and whether the host's state is known
-        ├── TransportError         the request may not have run (connection, login, broken channel)
-        │   ├── HostUnreachable
-        │   ├── HostKeyRefused
-        │   └── LoginRefused
-        ├── HostRefused            the request ran and the host said no (errno, missing python3, fence, disk)
-        └── HostLost               we do not know whether it ran
+KexecFleetError
+├── InputError                 bad inventory, playbook, option or file (exit code 2, no host touched)
+│   └── CommandLineTooLong     the next kernel would refuse it
+├── SetupError                 something this machine lacks: a package, QEMU, disk space (exit code 2)
+├── LabError                   a lab VM, image or kernel could not be made or reached
+├── JournalError
+│   ├── JournalNotFound        no such rollout, or the file is not a journal
+│   └── StaleFence             the lease has moved on: this writer must stop
+├── IllegalTransition          a state change that the transition table does not have (a bug)
+└── HostError                  carries host, step and whether the host's state is known
+    ├── TransportError         the request may not have run (connection, login, broken channel)
+    │   ├── HostUnreachable
+    │   ├── HostKeyRefused
+    │   └── LoginRefused
+    ├── HostRefused            the request ran and the host said no (errno, missing python3, fence, disk)
+    └── HostLost               we do not know whether it ran
 """
 
 from __future__ import annotations
@@ -45,14 +46,26 @@ class SourcePosition:
 
 
 class InputError(KexecFleetError):
-    """Bad input. `position` is known when the input came from a file."""
+    """Bad input. `position` is known when the input came from a file; `others` were found along with it."""
 
-    def __init__(self, message: str, *, hint: str = "", position: SourcePosition | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        position: SourcePosition | None = None,
+        others: tuple[InputError, ...] = (),
+    ) -> None:
         super().__init__(message, hint=hint)
         self.position = position
+        self.others = others
 
     def __str__(self) -> str:
         return f"{self.position}: {self.message}" if self.position else self.message
+
+
+class CommandLineTooLong(InputError):
+    """The command line with our words takes more bytes than the image allows."""
 
 
 class SetupError(KexecFleetError):

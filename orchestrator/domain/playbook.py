@@ -1,12 +1,20 @@
-"""What a rollout is to do: values that a playbook holds after validation. Durations are seconds, sizes bytes."""
+"""What a rollout is to do: the values of a validated playbook. Durations are seconds, sizes bytes."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from enum import StrEnum
+from itertools import pairwise
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema
 
-from orchestrator.domain.inventory import Value
+from orchestrator.domain.values import Invalid, Seconds, Text, Value, Words, parse_share, share_schema
+from orchestrator.domain.words import END_OF_PARAMETERS, is_closed, parameter, split_words
+
+_SHA256 = "^[0-9a-f]{64}$"
 
 
 class CmaPolicy(StrEnum):
@@ -31,22 +39,44 @@ class AfterFailure(StrEnum):
     STOP = "stop"  # the host is failed at once
 
 
-class ControllerImage(Value):
+class _Files(Value):
+    """An image, its initrd, and what their bytes must hash to."""
+
+    image: Text = Field(min_length=1)
+    initrd: Text | None = None
+    image_sha256: str | None = Field(default=None, pattern=_SHA256)
+    initrd_sha256: str | None = Field(default=None, pattern=_SHA256)
+
+    @field_validator("image_sha256", "initrd_sha256", mode="before")
+    @classmethod
+    def _hex(cls, value: object) -> object:
+        """Lower case, and no whitespace around it."""
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _hash_has_file(self) -> Self:
+        if self.initrd_sha256 and not self.initrd:
+            raise Invalid(
+                "`initrd_sha256` without an `initrd`",
+                "name the initrd, or take the hash away",
+                at=("initrd_sha256",),
+            )
+        return self
+
+
+class ControllerImage(_Files):
     """An image and initrd that lie on the controller and are staged to the host."""
 
-    image: str
-    initrd: str | None = None
-    image_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    initrd_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
-
-class HostImage(Value):
+class HostImage(_Files):
     """An image and initrd that lie on the host already: a path, or a glob that matches exactly one file."""
 
-    image: str
-    initrd: str | None = None
-    image_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    initrd_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    @field_validator("image", "initrd")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("/"):
+            raise Invalid(f"a path on a host must begin with `/`, not {value!r}", "write it in full")
+        return value
 
 
 class Kernel(Value):
@@ -54,68 +84,213 @@ class Kernel(Value):
 
     on_controller: ControllerImage | None = None
     on_host: HostImage | None = None
-    release: str | None = None  # what uname -r must say afterwards; None: what the image's header says
+    release: Text | None = None  # what uname -r must say afterwards; None: what the image's header says
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.on_controller is None) == (self.on_host is None):
+            have = "both" if self.on_controller else "neither"
+            raise Invalid(
+                f"a kernel lies in one place, and here is {have} of `on_controller` and `on_host`",
+                "write exactly one: on_controller: {image: ..., initrd: ...} or on_host: {...}",
+            )
+        return self
+
+
+def _check_words(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Words that keep their meaning when they are put on a kernel command line. Raises Invalid."""
+    for text in texts:
+        words = split_words(text)
+        if not words or any(ord(letter) < 0x20 or letter == "\x7f" for letter in text):
+            raise Invalid(f"not a command line word: {text!r}", "write one or more words without line breaks")
+        if END_OF_PARAMETERS in words:
+            raise Invalid("`--` would hand the words after it to init", "leave it out: init's words are kept")
+        if not all(is_closed(word) for word in words):
+            raise Invalid(f"a double quote without its partner: {text!r}", "close the quote")
+        if any(parameter(word).startswith("kexec_fleet.") for word in words):
+            raise Invalid(f"`kexec_fleet.*` is set by kexec-fleet itself: {text!r}", "leave it out")
+    return texts
 
 
 class CommandLine(Value):
     """How the new kernel's command line is made; our own options go before ` -- `."""
 
     reuse: bool = True
-    append: tuple[str, ...] = ()
-    remove: tuple[str, ...] = ()  # parameter names (`quiet`, `console`) or whole words (`console=ttyS0`)
+    append: Words = ()
+    remove: Words = ()  # parameter names (`quiet`, `console`) or whole words (`console=ttyS0`)
+
+    _append_words = field_validator("append")(_check_words)
+    _remove_words = field_validator("remove")(_check_words)
+
+    @model_validator(mode="after")
+    def _something_to_remove(self) -> Self:
+        if self.remove and not self.reuse:
+            raise Invalid(
+                "`remove` takes words off the running line, and `reuse: false` starts without it",
+                "take one of the two away",
+            )
+        return self
 
 
 class Deadlines(Value):
     """Seconds per phase; each wait of a rollout is one of these."""
 
-    connect: float = Field(default=60, gt=0)
-    facts: float = Field(default=60, gt=0)
-    stage: float = Field(default=900, gt=0)
-    load: float = Field(default=180, gt=0)
-    jump: float = Field(default=60, gt=0)  # armed and told to go
-    stop: float = Field(default=300, gt=0)  # systemd jump: the orderly stop
-    return_: float = Field(default=600, gt=0, alias="return")  # dark until the host answers again
-    verify: float = Field(default=180, gt=0)
+    connect: Seconds = 60
+    facts: Seconds = 60
+    stage: Seconds = 900
+    load: Seconds = 180
+    jump: Seconds = 60  # armed and told to go
+    stop: Seconds = 300  # systemd jump: the orderly stop
+    return_: Seconds = Field(default=600, alias="return")  # dark until the host answers again
+    verify: Seconds = 180
 
-    model_config = {**Value.model_config, "populate_by_name": True}
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class FailureBudget(Value):
+class _Share(Value):
+    """A count or a percentage of the fleet, exactly one; written as `2` or `10%`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        return parse_share(value)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        # count and percent are fields of each subclass, with limits of its own.
+        count, percent = getattr(self, "count", None), getattr(self, "percent", None)
+        if (count is None) == (percent is None):
+            raise Invalid("exactly one of `count` and `percent`", "write for instance 2 or 10%")
+        return self
+
+
+class FailureBudget(_Share):
     """How many hosts of the whole fleet may fail, be unreachable or be lost before no new one starts."""
 
     count: int | None = Field(default=None, ge=0)
     percent: float | None = Field(default=None, ge=0, le=100)
 
+    def limit(self, fleet: int) -> int:
+        """The number of hosts out of `fleet` that may go wrong; a percentage rounds down."""
+        if self.count is not None:
+            return self.count
+        return int(fleet * (self.percent or 0) / 100 + 1e-9)
 
-class WaveSize(Value):
+    def allows(self, failed: int, fleet: int) -> bool:
+        """Whether a new host may start when `failed` (failed, unreachable or lost) of `fleet` went wrong."""
+        return failed <= self.limit(fleet)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return share_schema(handler(schema), least=0)
+
+
+class WaveSize(_Share):
     """Up to how much of the fleet is done when the wave ends: a count or a percentage, cumulative."""
 
     count: int | None = Field(default=None, ge=1)
     percent: float | None = Field(default=None, gt=0, le=100)
 
+    def __str__(self) -> str:
+        return str(self.count) if self.count is not None else f"{self.percent:g}%"
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return share_schema(handler(schema), least=1)
+
 
 class Checks(Value):
     """Which checks run after the boot and what they tolerate."""
 
-    skip: tuple[str, ...] = ()
-    log_ignore: tuple[str, ...] = ()  # regular expressions for kernel log lines that are no failure
+    skip: Words = ()
+    log_ignore: Words = ()  # regular expressions for kernel log lines that are no failure
     ssh_sessions: int = Field(default=2, ge=1, le=10)
+
+    @field_validator("log_ignore")
+    @classmethod
+    def _expressions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                re.compile(text)
+            except re.error as error:
+                raise Invalid(
+                    f"not a regular expression: {text!r}: {error}", "Python's `re` syntax"
+                ) from None
+        return value
 
 
 class Playbook(Value):
     """One validated playbook."""
 
-    name: str
-    hosts: str = "all"  # selector
+    name: Text = Field(min_length=1)
+    hosts: Text = "all"  # selector
     kernel: Kernel
     cmdline: CommandLine = CommandLine()
     cma: CmaPolicy = CmaPolicy.PREFER
     attempts: int = Field(default=3, ge=1, le=10)
     after_failure: AfterFailure = AfterFailure.RETRY
     jump: JumpMethod = JumpMethod.DIRECT
-    waves: tuple[WaveSize, ...] = (WaveSize(percent=100),)
+    waves: tuple[WaveSize, ...] = Field(default=(WaveSize(percent=100),), min_length=1)
+    partial: bool = False  # the last wave leaves a part of the fleet as it is, and that is meant
     at_once: int = Field(default=10, ge=1)
     failure_budget: FailureBudget = FailureBudget(count=0)
     deadlines: Deadlines = Deadlines()
     checks: Checks = Checks()
     even_if_current: bool = False  # jump also where the target already runs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_attempt(cls, value: object) -> object:
+        """Where no retry can follow, `attempts` is 1 unless the user wrote something else."""
+        if not isinstance(value, Mapping) or "attempts" in value:
+            return value
+        if value.get("cma") == CmaPolicy.REQUIRE or value.get("after_failure") == AfterFailure.STOP:
+            return {**value, "attempts": 1}
+        return value
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if self.attempts > 1 and self.cma is CmaPolicy.REQUIRE:
+            raise Invalid(
+                f"`cma: require` and `attempts: {self.attempts}`: a retry would force NO_CMA against `require`",
+                "take `attempts` away, or write `cma: prefer`",
+                at=("attempts",),
+            )
+        if self.attempts > 1 and self.after_failure is AfterFailure.STOP:
+            raise Invalid(
+                f"`after_failure: stop` and `attempts: {self.attempts}`: there is never a second one",
+                "take `attempts` away, or write `after_failure: retry`",
+                at=("attempts",),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _possible_waves(self) -> Self:
+        for index, (before, after) in enumerate(pairwise(self.waves), 1):
+            if _shrinks(before.count, after.count) or _shrinks(before.percent, after.percent):
+                raise Invalid(
+                    f"waves must grow: {after} comes after {before}",
+                    "each wave says how much of the fleet is done when it ends, as in [1, 50%, 100%]",
+                    at=("waves", index),
+                )
+        whole = self.waves[-1].percent == 100
+        if not whole and not self.partial:
+            raise Invalid(
+                f"the waves end at {self.waves[-1]} and never reach the whole fleet",
+                "let the last wave be 100%, or write `partial: true`",
+                at=("waves", len(self.waves) - 1),
+            )
+        if whole and self.partial:
+            raise Invalid(
+                "`partial: true`, and the last wave is 100%", "take one of the two away", at=("partial",)
+            )
+        return self
+
+
+def _shrinks(before: float | None, after: float | None) -> bool:
+    """Whether two sizes of the same kind fail to grow; sizes of two kinds are compared when planning."""
+    return before is not None and after is not None and after <= before
