@@ -31,7 +31,7 @@ class Lease:
 
 
 def this_owner() -> str:
-    """A name for this process that no later process can take: machine, boot, pid, start time (proc(5), field 22)."""
+    """A name that no later process can take: machine, boot, pid, start time (proc(5), stat, field 22)."""
     return f"{socket.gethostname()}:{_boot()}:{os.getpid()}:{_started(os.getpid())}"
 
 
@@ -69,6 +69,8 @@ def acquire(connection: Connection, rollout: str, host: str, owner: str) -> Leas
     mine = (table.c.rollout == rollout) & (table.c.host == host)
     held = connection.execute(select(table).where(mine)).one_or_none()
     clock = now(connection)
+    if host != CONTROLLER and _held_elsewhere(connection, rollout, host, clock):
+        return None
     if held is not None and held.owner != owner and held.expires_at > clock and not owner_is_dead(held.owner):
         return None
     if held is not None and held.owner == owner and held.expires_at > clock:
@@ -80,6 +82,17 @@ def acquire(connection: Connection, rollout: str, host: str, owner: str) -> Leas
     else:
         connection.execute(update(table).where(mine).values(**values))
     return lease
+
+
+def _held_elsewhere(connection: Connection, rollout: str, host: str, clock: float) -> bool:
+    """Whether another rollout drives this host now: two rollouts must not fight over one host."""
+    table = schema.leases
+    others = connection.execute(
+        select(table.c.owner).where(
+            (table.c.host == host) & (table.c.rollout != rollout) & (table.c.expires_at > clock)
+        )
+    )
+    return any(not owner_is_dead(row.owner) for row in others)
 
 
 def require(connection: Connection, lease: Lease) -> None:

@@ -193,7 +193,7 @@ class Journal:
     def append(
         self, lease: Lease, kind: EventKind, data: Mapping[str, Any] | None = None, *, attempt: int = 0
     ) -> HostRecord:
-        """Write one event about the lease's host and the state after it, or raise StaleFence and write nothing."""
+        """Write one event about the lease's host, and the state after it; StaleFence: nothing is written."""
         return self.append_all(lease, [(kind, data or {})], attempt=attempt)
 
     def append_all(
