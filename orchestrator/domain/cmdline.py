@@ -1,4 +1,4 @@
-"""The next kernel's command line: the running one, less what was added to it, plus the playbook's and ours."""
+"""The next kernel's command line: the running one, less what was added to it, plus what is wanted."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def command_line_limit(cmdline_size: int) -> int:
 def new_command_line(running: str, policy: CommandLine, nonce: str, ours: Sequence[str], limit: int) -> str:
     """The command line for one attempt, without the NUL that the kernel wants behind it.
 
-    `running` is /proc/cmdline, `ours` further words of ours (a plain one, such as `retain_initrd`, is left out
-    when the line sets that parameter already), `limit` bytes with the NUL (`command_line_limit`).
+    `running` is /proc/cmdline, `ours` further words of ours (a plain one, such as `retain_initrd`, is left
+    out when the line sets that parameter already), `limit` bytes with the NUL (`command_line_limit`).
     Of the running line go: `BOOT_IMAGE=`, `initrd=`, `kexec_fleet.*`, what `kexec_fleet.added` names, and
-    `policy.remove` (names, or whole words). Words of `policy.append` stand once, at the end, where the last one
-    wins. Applied to its own result it changes the nonce and nothing else. Raises CommandLineTooLong.
+    `policy.remove` (names, or whole words). Words of `policy.append` stand once, at the end, where the last
+    one wins. Applied to its own result it changes the nonce and nothing else. Raises CommandLineTooLong.
     """
     kept, init = split_init(split_words(running)) if policy.reuse else ([], [])
     kept = _without(kept, policy)

@@ -1,7 +1,7 @@
 """The hosts of a fleet, as the inventory describes them: values only, loading is elsewhere.
 
-`Host` and `Inventory` are what everything else uses: groups and defaults are folded in. `InventoryFile` is the
-shape that a user writes; `orchestrator.loading.inventory` folds the one into the other.
+`Host` and `Inventory` are what everything else uses: groups and defaults are folded in. `InventoryFile` is
+the shape that a user writes; `orchestrator.loading.inventory` folds the one into the other.
 """
 
 from __future__ import annotations

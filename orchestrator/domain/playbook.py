@@ -256,7 +256,7 @@ class Playbook(Value):
     def _no_contradictions(self) -> Self:
         if self.attempts > 1 and self.cma is CmaPolicy.REQUIRE:
             raise Invalid(
-                f"`cma: require` and `attempts: {self.attempts}`: a retry would force NO_CMA against `require`",
+                f"`cma: require` and `attempts: {self.attempts}`: a retry would force NO_CMA",
                 "take `attempts` away, or write `cma: prefer`",
                 at=("attempts",),
             )

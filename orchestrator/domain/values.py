@@ -1,7 +1,7 @@
 """What all written values share: the frozen base, where a value was written, and the short forms of scalars.
 
-A field that may be written in more than one way is an `Annotated` type here, so that validation, the journal's
-JSON and the editors' JSON Schema agree. Errors are `Invalid` (a ValueError, as pydantic wants it); loading
+A field that may be written in more than one way is an `Annotated` type here, so that validation, the
+journal's JSON and the editors' JSON Schema agree. Errors are `Invalid` (a ValueError, as pydantic wants it); loading
 turns them into `InputError` with a position.
 """
 
@@ -29,7 +29,7 @@ Path = tuple[str | int, ...]
 
 
 class Invalid(ValueError):
-    """A value that cannot be accepted, with a hint what to write instead, and `at`: which part of it is wrong."""
+    """A value that cannot be accepted, with a hint what to write, and `at`: which part of it is wrong."""
 
     def __init__(self, message: str, hint: str = "", at: Path = ()) -> None:
         super().__init__(message)
@@ -61,6 +61,10 @@ class Value(BaseModel):
     def written_at(self, *path: str | int) -> SourcePosition | None:
         """Where the user wrote the part at `path` (keys and indexes), None when not from a file."""
         return self._origin.at(path)
+
+    def written_exactly(self, *path: str | int) -> SourcePosition | None:
+        """Where the user wrote the part at `path` itself, None when not written or not from a file."""
+        return self._origin.positions.get(path)
 
     def with_origin(self, origin: Origin) -> Self:
         """The same value, knowing where it was written."""
