@@ -1,8 +1,8 @@
 """Inventory files: groups and defaults folded into hosts.
 
 What a host says wins over its groups, a group over the groups that contain it, any group over `defaults`; of
-two groups that do not contain each other the later one in the file wins. `labels` and `variables` add up key by
-key.
+two groups that do not contain each other the later one in the file wins. `labels` and `variables` add up key
+by key.
 """
 
 from __future__ import annotations
