@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from enum import StrEnum
 
-from orchestrator.domain.errors import InputError
+from orchestrator.domain.errors import BootImageError as BootImageError
 from orchestrator.domain.values import Value
 
 # setup_sects is one byte: no header and no version string lies further in.
@@ -93,36 +93,38 @@ class Images(Value):
     initrd: InitrdFile | None = None
 
 
-def parse_header(head: bytes, size: int) -> BootHeader:
-    """The header of an image of `size` bytes from its first HEAD_BYTES; 4096 do but for `version`.
+def parse_header(head: bytes, size: int | None = None) -> BootHeader:
+    """The header of an image from its first HEAD_BYTES; 4096 do but for `version`.
 
-    Raises InputError when it is no image that kexec_file_load(2) would take, or its header is absurd.
+    Where the image's `size` in bytes is given, what the header tells of it is checked.
+
+    Raises BootImageError when it is no image that kexec_file_load(2) would take, or its header is absurd.
     """
     if head[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC and _u16(head, _BOOT_FLAG_AT) == _BOOT_FLAG:
         return _bzimage(head, size)
     if head[_ARM64_MAGIC_AT : _ARM64_MAGIC_AT + 4] == _ARM64_MAGIC:
-        return _arm64(head, size)
+        return _arm64(head)
     hint = next(
         (hint for magic, hint in _OTHER_FILES.items() if head.startswith(magic)),
         "name a kernel such as /boot/vmlinuz-...",
     )
-    raise InputError("not a bzImage" if head else "not a bzImage: the file is empty", hint=hint)
+    raise BootImageError("not a bzImage" if head else "not a bzImage: the file is empty", hint=hint)
 
 
-def _bzimage(head: bytes, size: int) -> BootHeader:
+def _bzimage(head: bytes, size: int | None) -> BootHeader:
     if len(head) < 0x268:
         raise _damaged("it ends inside its header")
     protocol = _u16(head, 0x206)
     loadflags, xloadflags = head[0x211], _u16(head, 0x236)
     if protocol < _OLDEST_PROTOCOL or not loadflags & _LOADED_HIGH or not head[0x234]:
-        raise InputError(
+        raise BootImageError(
             f"a bzImage that kexec_file_load(2) refuses: boot protocol {protocol >> 8}.{protocol & 0xFF:02}, "
             f"loadflags 0x{loadflags:x}, relocatable {head[0x234]}",
             hint="take a relocatable kernel with boot protocol 2.12 or newer (Linux 3.8)",
         )
     wanted = _XLF_KERNEL_64 | _XLF_CAN_BE_LOADED_ABOVE_4G
     if xloadflags & wanted != wanted:
-        raise InputError("a bzImage for 32-bit machines", hint="take an amd64 kernel")
+        raise BootImageError("a bzImage for 32-bit machines", hint="take an amd64 kernel")
     setup_size = ((head[0x1F1] or _DEFAULT_SETUP_SECTS) + 1) * _SECTOR
     header = BootHeader(
         kind=ImageKind.BZIMAGE,
@@ -151,10 +153,10 @@ def _version(head: bytes, setup_size: int) -> str | None:
     return text if end and text.isprintable() and "\ufffd" not in text and text.strip() else None
 
 
-def _check(header: BootHeader, size: int) -> None:
-    """Refuse a header whose figures cannot be. Raises InputError."""
+def _check(header: BootHeader, size: int | None) -> None:
+    """Refuse a header whose figures cannot be. Raises BootImageError."""
     alignment = header.kernel_alignment
-    if size <= header.setup_size:
+    if size is not None and size <= header.setup_size:
         raise _damaged(f"it has {size} bytes, its setup part alone takes {header.setup_size}")
     if alignment < 4096 or alignment > _MAX_ALIGNMENT or alignment & (alignment - 1):
         raise _damaged(f"kernel_alignment is 0x{alignment:x}")
@@ -162,20 +164,20 @@ def _check(header: BootHeader, size: int) -> None:
         raise _damaged(f"init_size is 0x{header.init_size:x}")
     if not 255 <= header.cmdline_size <= _MAX_CMDLINE:
         raise _damaged(f"cmdline_size is {header.cmdline_size}")
-    if header.payload_offset + header.payload_length > size:
+    if size is not None and header.payload_offset + header.payload_length > size:
         raise _damaged(
             f"its payload ends at byte {header.payload_offset + header.payload_length}, the file at {size}"
         )
 
 
-def _damaged(what: str) -> InputError:
-    return InputError(f"a damaged bzImage: {what}", hint="fetch the kernel again and compare its SHA-256")
+def _damaged(what: str) -> BootImageError:
+    return BootImageError(f"a damaged bzImage: {what}", hint="fetch the kernel again and compare its SHA-256")
 
 
-def _arm64(head: bytes, size: int) -> BootHeader:
+def _arm64(head: bytes) -> BootHeader:
     image_size = struct.unpack_from("<Q", head, 16)[0]
     if not 0 < image_size <= _MAX_INIT_SIZE:
-        raise InputError(
+        raise BootImageError(
             f"a damaged arm64 Image: image_size is 0x{image_size:x}", hint="fetch the kernel again"
         )
     return BootHeader(
@@ -184,7 +186,7 @@ def _arm64(head: bytes, size: int) -> BootHeader:
         protocol="",
         setup_size=0,
         kernel_alignment=_ARM64_ALIGNMENT,
-        init_size=max(image_size, size),
+        init_size=image_size,
         cmdline_size=_ARM64_CMDLINE,
         payload_offset=0,
         payload_length=0,

@@ -2,6 +2,7 @@
 
 KexecFleetError
 ├── InputError                 bad inventory, playbook, option or file (exit code 2, no host touched)
+│   ├── BootImageError         no kernel image, or none that kexec_file_load(2) takes
 │   └── CommandLineTooLong     the next kernel would refuse it
 ├── SetupError                 something this machine lacks: a package, QEMU, disk space (exit code 2)
 ├── LabError                   a lab VM, image or kernel could not be made or reached
@@ -62,6 +63,10 @@ class InputError(KexecFleetError):
 
     def __str__(self) -> str:
         return f"{self.position}: {self.message}" if self.position else self.message
+
+
+class BootImageError(InputError):
+    """Not a kernel image, a damaged one, or one that kexec_file_load(2) does not take."""
 
 
 class CommandLineTooLong(InputError):

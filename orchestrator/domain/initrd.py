@@ -1,8 +1,8 @@
 """Which archives an initrd is made of, as the kernel will see them.
 
 Source: unpack_to_rootfs in init/initramfs.c and compressed_formats in lib/decompress.c (Linux 7.2): archives
-stand one behind the other, zero bytes between them are skipped, `0` begins an uncompressed cpio, all else must
-begin with a compressor's magic or is "invalid magic at start of compressed archive".
+stand one behind the other, zero bytes between them are skipped, `0` begins an uncompressed cpio, all else
+must begin with a compressor's magic or is "invalid magic at start of compressed archive".
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is packed inside a bzImage: the vmlinux ELF, and the build-id that names it.
 
 scripts/Makefile.lib and arch/x86/boot/compressed (Linux 7.2): the payload is one compressed stream, behind
-which some compressors' output is followed by the unpacked size in four bytes; unpacked it is vmlinux and, behind
-the ELF, relocation tables.
+which some compressors' output is followed by the unpacked size in four bytes; unpacked it is vmlinux and,
+behind the ELF, relocation tables.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_BUILD_ID = 64
 def build_id(image: bytes) -> str | None:
     """The GNU build-id (lower-case hex) of a kernel image, as /sys/kernel/notes will carry it.
 
-    None when the payload cannot be unpacked here (lz4, lzo, arm64) or has no such note. Raises InputError
+    None when the payload cannot be unpacked here (lz4, lzo, arm64) or has no such note. Raises BootImageError
     when `image` is no kernel image.
     """
     vmlinux = unpack(image, parse_header(image, len(image)))
@@ -34,7 +34,7 @@ def build_id(image: bytes) -> str | None:
 
 
 def unpack(image: bytes, header: BootHeader) -> bytes | None:
-    """The ELF and relocation tables packed in `image`; None where the format is not known or the data damaged."""
+    """The ELF and relocation tables packed in `image`; None: format not known, or data damaged."""
     packed = image[header.payload_offset : header.payload_offset + header.payload_length]
     unpackers: dict[bytes, Callable[[bytes], bytes]] = {
         b"\x28\xb5\x2f\xfd": _unpack_zstd,

@@ -2,8 +2,8 @@
 
 Only the node tree of yaml.SafeLoader is used; the values are made here, with the scalars of YAML 1.2's core
 schema (https://yaml.org/spec/1.2.2/#103-core-schema): `no`, `on`, `1:30` and dates stay text, and a number
-keeps the way it was written (`6.10` is not `6.1`). Duplicate keys, more than one document, and files or aliases
-that would expand beyond a bound are errors.
+keeps the way it was written (`6.10` is not `6.1`). Duplicate keys, more than one document, and files or
+aliases that would expand beyond a bound are errors.
 """
 
 from __future__ import annotations
