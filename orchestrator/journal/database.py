@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator.domain.errors import JournalError
 
@@ -49,15 +50,26 @@ def open_engine(path: Path) -> Engine:
 @contextmanager
 def write(engine: Engine) -> Iterator[Connection]:
     """A write transaction: commits at the end, rolls back on any exception."""
-    with engine.connect().execution_options(write=True) as connection, connection.begin():
+    with _told(), engine.connect().execution_options(write=True) as connection, connection.begin():
         yield connection
 
 
 @contextmanager
 def read(engine: Engine) -> Iterator[Connection]:
     """A read transaction: one consistent view."""
-    with engine.connect() as connection, connection.begin():
+    with _told(), engine.connect() as connection, connection.begin():
         yield connection
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what the database refuses (a full disk, a lock held too long) into a JournalError."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise JournalError(
+            f"the journal's database refused: {error.orig}", hint="check the disk that holds the journal"
+        ) from error
 
 
 def now(connection: Connection) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, inspect, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator.domain.errors import JournalError, JournalNotFound
 from orchestrator.domain.events import (
@@ -71,10 +71,10 @@ class Journal:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             engine = open_engine(path)
             identity = _initialise(engine, path)
-        except (DBAPIError, OSError) as error:
+        except OSError as error:
             raise JournalError(
-                f"cannot open the journal {path}: {getattr(error, 'orig', error)}",
-                hint="name another file with --journal, or move this one away",
+                f"cannot open the journal {path}: {error.strerror or error}",
+                hint="name another file with --journal",
             ) from error
         path.chmod(0o600)
         return cls(engine, identity, path)
@@ -283,6 +283,24 @@ class Journal:
 
 
 def _initialise(engine: Engine, path: Path) -> str:
+    try:
+        row = _identity(engine, path)
+    except JournalError as error:
+        raise JournalError(
+            f"cannot open the journal {path}: {error.message}",
+            hint=error.hint or "name another file with --journal, or move this one away",
+        ) from error
+    identity, version = row
+    if version != schema.VERSION:
+        raise JournalError(
+            f"{path} is a journal of layout {version}, this program knows {schema.VERSION}",
+            hint="use the version of kexec-fleet that wrote it",
+        )
+    return identity
+
+
+def _identity(engine: Engine, path: Path) -> tuple[str, int]:
+    """The journal's id and layout number; a new file gets both."""
     with write(engine) as connection:
         tables = set(inspect(connection).get_table_names())
         if tables and "meta" not in tables:
@@ -296,13 +314,8 @@ def _initialise(engine: Engine, path: Path) -> str:
             connection.execute(
                 insert(schema.meta).values(one=1, journal=identity, version=schema.VERSION, last_fence=0)
             )
-            return identity
-    if row.version != schema.VERSION:
-        raise JournalError(
-            f"{path} is a journal of layout {row.version}, this program knows {schema.VERSION}",
-            hint="use the version of kexec-fleet that wrote it",
-        )
-    return str(row.journal)
+            return identity, schema.VERSION
+        return str(row.journal), int(row.version)
 
 
 def _rollout(connection: Connection, rollout: str) -> RolloutRecord:

@@ -1,0 +1,129 @@
+"""The target as one host will load it: where the files lie on the host, and what the image's header asks."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.domain.bootimage import BootImageError, parse_header
+from orchestrator.domain.errors import HostRefused
+from orchestrator.domain.events import EventKind
+from orchestrator.domain.playbook import HostImage
+from orchestrator.journal.store import ImageFile
+from workers.deadline import Deadline
+from workers.drive.context import HostDrive
+from workers.drive.reach import Session
+
+
+@dataclass(frozen=True)
+class Target:
+    """Files on the host, verified there, and what the header of the kernel image says. Sizes are bytes."""
+
+    kernel: str
+    kernel_sha256: str
+    initrd: str | None
+    initrd_sha256: str | None
+    release: str | None
+    build_id: str | None
+    cmdline_size: int
+    kernel_alignment: int | None
+
+
+def bring(drive: HostDrive, session: Session, deadline: Deadline) -> Target:
+    """Stage what lies on the controller, or find what lies on the host. Raises HostError."""
+    kernel = drive.spec.playbook.kernel
+    if kernel.on_host is not None:
+        return _find(drive, session, kernel.on_host, deadline)
+    return _stage(drive, session, deadline)
+
+
+def _stage(drive: HostDrive, session: Session, deadline: Deadline) -> Target:
+    spec = drive.spec
+    if spec.kernel is None or spec.cmdline_size is None:
+        raise HostRefused(drive.host.name, "stage", "the rollout names no image", code="no_image")
+    kernel = _stage_file(drive, session, spec.kernel, "kernel", deadline)
+    initrd = _stage_file(drive, session, spec.initrd, "initrd", deadline) if spec.initrd else None
+    return Target(
+        kernel=kernel,
+        kernel_sha256=spec.kernel.sha256,
+        initrd=initrd,
+        initrd_sha256=spec.initrd.sha256 if spec.initrd else None,
+        release=spec.playbook.kernel.release or spec.release,
+        build_id=spec.build_id,
+        cmdline_size=spec.cmdline_size,
+        kernel_alignment=spec.kernel_alignment,
+    )
+
+
+def _stage_file(drive: HostDrive, session: Session, file: ImageFile, name: str, deadline: Deadline) -> str:
+    attempt = drive.record.attempts[-1]
+    staged = session.agent.stage(
+        drive.claim(attempt), Path(file.path), file.sha256, file.size, name, deadline
+    )
+    drive.write(
+        (
+            EventKind.NOTE,
+            {
+                "text": f"{name} {'was there' if staged.skipped else 'staged'}",
+                "sha256": file.sha256,
+                "bytes_sent": staged.bytes_sent,
+                "resumed_from": staged.resumed_from,
+                "seconds": staged.seconds,
+            },
+        )
+    )
+    return staged.path
+
+
+def _find(drive: HostDrive, session: Session, image: HostImage, deadline: Deadline) -> Target:
+    host = drive.host.name
+    kernel = _resolve(host, session, image.image, deadline)
+    digest = session.agent.digest(kernel, deadline)
+    _require_hash(host, kernel, digest.sha256, image.image_sha256)
+    try:
+        header = parse_header(base64.b64decode(digest.head))
+    except BootImageError as error:
+        raise HostRefused(
+            host, "stage", f"{kernel}: {error}", hint="name a bzImage in the playbook", code="not_an_image"
+        ) from error
+    initrd = initrd_sha256 = None
+    if image.initrd is not None:
+        initrd = _resolve(host, session, image.initrd, deadline)
+        initrd_sha256 = session.agent.digest(initrd, deadline).sha256
+        _require_hash(host, initrd, initrd_sha256, image.initrd_sha256)
+    return Target(
+        kernel=kernel,
+        kernel_sha256=digest.sha256,
+        initrd=initrd,
+        initrd_sha256=initrd_sha256,
+        release=drive.spec.playbook.kernel.release or header.release,
+        build_id=None,  # the payload stays on the host, and its stdlib cannot unpack zstd
+        cmdline_size=header.cmdline_size,
+        kernel_alignment=header.kernel_alignment,
+    )
+
+
+def _resolve(host: str, session: Session, pattern: str, deadline: Deadline) -> str:
+    matches = session.agent.resolve(pattern, deadline)
+    if len(matches) != 1:
+        found = ", ".join(match.path for match in matches) or "nothing"
+        raise HostRefused(
+            host,
+            "stage",
+            f"{pattern} must match one file on the host and matches {found}",
+            hint="name the file, or a glob that only it matches",
+            code="no_such_image",
+        )
+    return matches[0].path
+
+
+def _require_hash(host: str, path: str, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
+        raise HostRefused(
+            host,
+            "stage",
+            f"{path} has SHA-256 {found}, the playbook says {wanted}",
+            hint="put the right file there, or correct the playbook",
+            code="hash_mismatch",
+        )

@@ -1,0 +1,156 @@
+"""After the return: measure, run the checks, judge, and end the attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.domain.checks.base import After, Before, CheckResult, Expectation, SshSession, Verdict
+from orchestrator.domain.checks.registry import collectors_needed, judge_all, overall
+
+from orchestrator.domain import downtime
+from orchestrator.domain.downtime import Measurement
+from orchestrator.domain.errors import HostError
+from orchestrator.domain.events import AttemptRecord, EventKind
+from orchestrator.domain.facts import parse_facts
+from orchestrator.domain.rollout import Outcome, Phase
+from workers.deadline import Deadline
+from workers.drive.context import HostDrive, describe
+from workers.drive.reach import Session, open_session, pause
+from workers.drive.settle import Dark
+
+BETWEEN_SESSIONS = 1.0
+"""Seconds between two fresh logins: sshd is not to be hammered while it answers."""
+
+
+def verify(drive: HostDrive, session: Session, dark: Dark) -> None:
+    """Measure and check the host that has come back; ends the attempt as BOOTED or CORRUPTED.
+
+    Raises HostError where the host went away again meanwhile.
+    """
+    attempt = drive.record.attempts[-1]
+    deadline = Deadline.after(drive.spec.playbook.deadlines.verify)
+    raw = session.agent.facts(deadline)
+    measured = _measure(drive, session, raw, attempt, dark, deadline)
+    drive.write((EventKind.MEASURED, measured))
+    collected = collect(drive, session, deadline)
+    session.close()
+    sessions = _fresh_sessions(drive, session.boot_id, deadline)
+    results = _judge(drive, attempt, raw, collected, sessions)
+    drive.write((EventKind.CHECKED, {"checks": [result.as_dict() for result in results]}))
+    _conclude(drive, results)
+
+
+def collect(drive: HostDrive, session: Session, deadline: Deadline) -> dict[str, Any]:
+    """The raw data of every collector that a check of this playbook needs, by its name."""
+    needed = collectors_needed(drive.spec.playbook.checks.skip)
+    return {name: dict(session.agent.check(name, deadline)) for name in needed}
+
+
+def _measure(
+    drive: HostDrive,
+    session: Session,
+    raw: Mapping[str, Any],
+    attempt: AttemptRecord,
+    dark: Dark,
+    deadline: Deadline,
+) -> dict[str, Any]:
+    facts = parse_facts(raw)
+    samples = downtime.samples_from_clock(
+        session.agent.clock(deadline), tick_s=facts.tick_s, invariant=facts.invariant_counter
+    )
+    stamp = downtime.stamp_from_arm(attempt.armed or {}, stamped=_stamped(session, attempt, deadline))
+    figures: dict[str, Measurement] = {
+        "hot_phase": downtime.hot_phase(stamp, samples, kexec_proven=True),
+        "outage": _outage(dark),
+        "time_to_ssh": downtime.time_to_ssh(
+            dark.told_at, dark.first_login_at, None, "this process did not see the jump"
+        ),
+    }
+    return {name: {**asdict(figure), "text": downtime.describe(figure)} for name, figure in figures.items()}
+
+
+def _stamped(session: Session, attempt: AttemptRecord, deadline: Deadline) -> int | None:
+    """The counter that the last shutdown hook of an orderly stop wrote, or None."""
+    if (attempt.armed or {}).get("method") != "systemd":
+        return None
+    return session.agent.stamp(attempt.nonce, deadline)
+
+
+def _outage(dark: Dark) -> Measurement:
+    if dark.prober is None:
+        return downtime.outage(None, None, "", "this process did not see the jump")
+    record = dark.prober.result()
+    return downtime.outage(record.outage_s, record.resolution_s, record.source, record.not_measured_reason)
+
+
+def _fresh_sessions(drive: HostDrive, boot_id: str, deadline: Deadline) -> list[SshSession]:
+    """Log in anew, one after the other; each must reach the same boot."""
+    found = []
+    for _ in range(drive.spec.playbook.checks.ssh_sessions):
+        pause(BETWEEN_SESSIONS, drive.check_stop)
+        try:
+            with open_session(drive, deadline) as session:
+                found.append(SshSession(boot_id=session.boot_id, error=None))
+        except HostError as error:
+            found.append(SshSession(boot_id=None, error=describe(error)))
+    return [SshSession(boot_id=s.boot_id, error=s.error or _other_boot(s.boot_id, boot_id)) for s in found]
+
+
+def _other_boot(found: str | None, wanted: str) -> str | None:
+    return None if found == wanted else f"another boot answered: {found}"
+
+
+def _judge(
+    drive: HostDrive,
+    attempt: AttemptRecord,
+    raw: Mapping[str, Any],
+    collected: Mapping[str, Any],
+    sessions: list[SshSession],
+) -> list[CheckResult]:
+    staged = _event_data(drive, EventKind.STAGED, attempt.number)
+    baseline = baseline_of(drive)
+    return judge_all(
+        Before(facts=parse_facts(baseline["raw"]), collected=baseline["collected"]),
+        After(facts=parse_facts(raw), collected=collected, sessions=tuple(sessions)),
+        Expectation(
+            nonce=attempt.nonce,
+            old_boot_id=attempt.boot_id,
+            release=staged.get("release"),
+            build_id=staged.get("build_id"),
+            log_ignore=drive.spec.playbook.checks.log_ignore,
+        ),
+        skip=drive.spec.playbook.checks.skip,
+    )
+
+
+def baseline_of(drive: HostDrive) -> dict[str, Any]:
+    """The host as it was before the first attempt of this rollout: what later boots are compared with."""
+    for event in drive.tools.journal.events(drive.record.rollout, host=drive.host.name):
+        if event.kind is EventKind.FACTS:
+            return event.data
+    return {"raw": {}, "collected": {}}
+
+
+def _event_data(drive: HostDrive, kind: EventKind, attempt: int) -> dict[str, Any]:
+    events = drive.tools.journal.events(drive.record.rollout, host=drive.host.name)
+    found = [event.data for event in events if event.kind is kind and event.attempt == attempt]
+    return found[-1] if found else {}
+
+
+def _conclude(drive: HostDrive, results: list[CheckResult]) -> None:
+    verdict = overall(results)
+    if verdict is Verdict.FAIL:
+        failed = "; ".join(f"{r.name}: {r.evidence}" for r in results if r.verdict is Verdict.FAIL)
+        drive.end_attempt(
+            Outcome.CORRUPTED,
+            Phase.PENDING,
+            f"came back wrong: {failed}",
+            hint="the evidence of each check is in `rollout show --json`",
+        )
+        return
+    unsure = [r.name for r in results if r.verdict is Verdict.INCONCLUSIVE]
+    text = f"inconclusive: {', '.join(unsure)}" if unsure else "every check passed"
+    drive.to_phase(Phase.VERIFIED, text)
+    drive.end_attempt(Outcome.BOOTED, Phase.DONE, f"on the target; {text}")
