@@ -1,0 +1,124 @@
+"""A real OpenSSH server on loopback with its own keys and configuration, as the current user (root)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from orchestrator.domain.inventory import Host
+
+SSHD = "/usr/sbin/sshd"
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
+    """A key pair by ssh-keygen; RSA short because the tests wait for it."""
+    bits = ["-b", "2048"] if kind == "rsa" else []
+    command = ["ssh-keygen", "-q", "-t", kind, *bits, "-N", passphrase, "-C", "", "-f", str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+def public(path: Path) -> str:
+    """The public half as the inventory wants it: type and base64 text."""
+    return " ".join(path.with_name(path.name + ".pub").read_text().split()[:2])
+
+
+class Sshd:
+    """One sshd. `options` are lines of sshd_config that go first, so that they win."""
+
+    def __init__(self, where: Path, *, key_kinds: Iterable[str] = ("ed25519",), options: Iterable[str] = ()) -> None:
+        where.mkdir(parents=True, exist_ok=True)
+        self.where = where
+        self.port = free_port()
+        self.user_key = make_key(where / "user_key")
+        self.host_keys = {kind: make_key(where / f"host_{kind}", kind) for kind in key_kinds}
+        authorized = where / "authorized_keys"
+        shutil.copy(where / "user_key.pub", authorized)
+        self.config = where / "sshd_config"
+        self.config.write_text(
+            "\n".join(
+                [
+                    *options,
+                    f"Port {self.port}",
+                    "ListenAddress 127.0.0.1",
+                    *(f"HostKey {path}" for path in self.host_keys.values()),
+                    f"AuthorizedKeysFile {authorized}",
+                    "PasswordAuthentication no",
+                    "KbdInteractiveAuthentication no",
+                    "PermitRootLogin yes",
+                    "StrictModes no",
+                    "UsePAM no",
+                    f"PidFile {where}/sshd.pid",
+                    "",
+                ]
+            )
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Sshd:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's privilege separation directory
+        with (self.where / "log").open("ab") as log:
+            self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(self.config)], stderr=log)
+        self._wait_until_listening()
+        return self
+
+    def _wait_until_listening(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            assert self.process and self.process.poll() is None, (self.where / "log").read_text()
+            if "Server listening" in (self.where / "log").read_text():
+                return
+            time.sleep(0.02)
+        raise AssertionError("sshd did not start")
+
+    def sessions(self) -> list[int]:
+        """The processes that sshd forked for its connections, and theirs."""
+        assert self.process
+        found, queue = [], [self.process.pid]
+        while queue:
+            pid = queue.pop()
+            tasks = Path(f"/proc/{pid}/task/{pid}/children")
+            children = [int(word) for word in tasks.read_text().split()] if tasks.exists() else []
+            found += children
+            queue += children
+        return found
+
+    def signal_sessions(self, number: signal.Signals) -> None:
+        for pid in self.sessions():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def stop(self) -> None:
+        if self.process:
+            self.signal_sessions(signal.SIGKILL)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def host(self, **values: object) -> Host:
+        """An inventory entry for this server; without more, its first key is pinned."""
+        first = next(iter(self.host_keys.values()))
+        given = {
+            "name": "web1",
+            "address": "127.0.0.1",
+            "port": self.port,
+            "key": str(self.user_key),
+            "known_hosts": str(self.where / "known_hosts"),
+            "host_key": public(first),
+        }
+        return Host(**(given | values))  # type: ignore[arg-type]
