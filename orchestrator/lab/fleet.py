@@ -1,0 +1,345 @@
+"""A lab: VMs that live on between commands. Up, status, down; found again by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from orchestrator.domain.errors import InputError, LabError, SetupError
+from orchestrator.lab import accel, keys, ports, ssh
+from orchestrator.lab import progress as say
+from orchestrator.lab.image import ImageStore
+from orchestrator.lab.initramfs import Initramfs, InitramfsStore
+from orchestrator.lab.inventory import InventoryHost, InventoryTarget, inventory_text
+from orchestrator.lab.kernels import KernelStore, LabKernel
+from orchestrator.lab.paths import LabPaths, labs_root, locked, write_atomically
+from orchestrator.lab.plan import candidates_of, default_fleet, default_target
+from orchestrator.lab.process import find_in_folder, stop
+from orchestrator.lab.run import find_tool, run
+from orchestrator.lab.spec import HostSpec, LabOptions
+from orchestrator.lab.state import LabState, Target, ports_taken, read_state, write_state
+from orchestrator.lab.vm import PROCESS_MARKS, QEMU, Vm, VmConfig
+from orchestrator.lab.waiting import wait_until_up
+
+# A guest of 1 GB was seen to cost about 300 MB; page cache and a loaded image come on top.
+REAL_SHARE = 0.45
+TOOLS = (QEMU, "qemu-img", "mmdebstrap", "mke2fs", "ssh", "ssh-keygen", "apt-get", "dpkg-deb")
+STATUS_SECONDS = 30.0
+
+
+class VmState(StrEnum):
+    UP = "up"  # its service answers
+    SILENT = "silent"  # QEMU runs, the guest does not answer: booting, jumping or dead
+    PAUSED = "paused"  # QEMU has stopped its processors
+    STOPPED = "stopped"  # no QEMU
+
+
+@dataclass(frozen=True)
+class VmStatus:
+    host: str
+    state: VmState
+    kernel: str  # release it was made with
+    running: str  # release that runs now; empty when it cannot be asked
+    boot_id: str
+    role: str
+    ssh_port: int
+    service_port: int
+    pid: int | None
+    memory: int
+    console: Path
+
+
+@dataclass(frozen=True)
+class UpReport:
+    started: tuple[str, ...]  # made or started again by this call
+    already: tuple[str, ...]
+    inventory: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A kernel with the initramfs that goes with it."""
+
+    kernel: LabKernel
+    initramfs: Initramfs
+
+
+class LabFleet:
+    def __init__(self, name: str, paths: LabPaths) -> None:
+        self.name = name
+        self.paths = paths
+
+    @classmethod
+    def open(cls, name: str = "default") -> LabFleet:
+        """The lab of that name, whether it is there yet or not."""
+        return cls(name, LabPaths.of(name))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return sorted(file.parent.name for file in labs_root().glob("*/lab.json"))
+
+    @property
+    def exists(self) -> bool:
+        return self.paths.state.exists()
+
+    @property
+    def inventory_path(self) -> Path:
+        """The inventory beside the lab's state, rewritten by each `up`."""
+        return self.paths.inventory
+
+    @property
+    def target(self) -> Target:
+        return self._state().target
+
+    def _state(self) -> LabState:
+        state = read_state(self.paths)
+        if state is None:
+            there = ", ".join(self.names()) or "none"
+            raise InputError(
+                f"there is no lab {self.name!r}", hint=f"kexec-fleet lab up; labs there are: {there}"
+            )
+        return state
+
+    def vms(self) -> list[Vm]:
+        return [Vm(config, self.paths.vm(config.host)) for config in self._state().vms]
+
+    def vm(self, host: str) -> Vm:
+        for vm in self.vms():
+            if vm.host == host:
+                return vm
+        known = ", ".join(vm.host for vm in self.vms())
+        raise InputError(f"lab {self.name!r} has no host {host!r}", hint=f"hosts: {known}")
+
+    def ssh_command(self, host: str, command: Sequence[str] = ()) -> list[str]:
+        return ssh.ssh_arguments(self.paths, self.vm(host).ssh_port, command, batch=False)
+
+    # -- up ----------------------------------------------------------------------------------------------
+
+    def up(
+        self, specs: Sequence[HostSpec] | None, options: LabOptions, progress: say.Progress = say.silent
+    ) -> UpReport:
+        """Makes the hosts that are not there, starts those that stopped, waits until all of them answer.
+        `specs` None: the default fleet, or what the lab already has."""
+        for tool in TOOLS:
+            find_tool(tool)
+        with locked(self.paths.lock):
+            state = read_state(self.paths)
+            if state is None or specs is not None:
+                state, made = self._extend(state, specs, options, progress)
+            else:
+                made = []
+            started = []
+            for vm in self.vms():
+                if not vm.running:
+                    self._start(vm, progress)
+                    started.append(vm.host)
+            inventory = self._write_inventory(state, options.inventory)
+        waiting = [
+            vm for vm in self.vms() if vm.host in started or vm.host in made or vm.ask_service() is None
+        ]
+        wait_until_up(waiting, self.paths, options.boot_seconds, progress)
+        already = tuple(vm.host for vm in self.vms() if vm.host not in started)
+        return UpReport(tuple(started), already, inventory)
+
+    def _extend(
+        self,
+        state: LabState | None,
+        specs: Sequence[HostSpec] | None,
+        options: LabOptions,
+        progress: say.Progress,
+    ) -> tuple[LabState, list[str]]:
+        store = KernelStore(progress=progress)
+        new = _new_hosts(state, specs) if specs is not None else None
+        if state is not None and not new:
+            return state, []
+        if new is not None:
+            _check_memory(len(new), options.memory, progress)
+        target, target_kernel = self._choose_target(state, store, options, progress)
+        if new is None:
+            new = default_fleet(candidates_of(store), target_kernel, progress)
+            _check_memory(len(new), options.memory, progress)
+        prepared = {spec.kernel: _prepare(store, spec.kernel, options, progress) for spec in new}
+        image = ImageStore(progress=progress).root_image()
+        accelerator = accel.decide(options.accel, target_kernel.vmlinuz, Path(target.initrd), progress)
+        client_public = self._make_client_key()
+        with locked(labs_root() / ".ports.lock"):
+            numbers = ports.choose(2 * len(new), ports_taken())
+            pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+            configs = [
+                self._configure(spec, prepared[spec.kernel], options, accelerator, pair)
+                for spec, pair in zip(new, pairs, strict=True)
+            ]
+            # Before anything is started: `down` finds by this file what an interrupted `up` has left.
+            state = LabState(target, (*(state.vms if state else ()), *configs))
+            write_state(self.paths, state)
+        for config in configs:
+            self._make_disks(config, image, client_public)
+        return state, [config.host for config in configs]
+
+    def _choose_target(
+        self, state: LabState | None, store: KernelStore, options: LabOptions, progress: say.Progress
+    ) -> tuple[Target, LabKernel]:
+        wanted = options.target or (state.target.spec if state else "")
+        kernel = store.resolve(wanted) if wanted else default_target(candidates_of(store)).kernel
+        initramfs = InitramfsStore(progress=progress).build(kernel, options.initrd_pad)
+        spec = wanted or kernel.release
+        return Target(str(kernel.vmlinuz), str(initramfs.path), kernel.release, spec), kernel
+
+    def _make_client_key(self) -> str:
+        self.paths.root.mkdir(parents=True, exist_ok=True)
+        self.paths.root.chmod(0o700)
+        return keys.make_key(self.paths.key, f"kexec-fleet lab {self.name}")
+
+    def _configure(
+        self, spec: HostSpec, prepared: Prepared, options: LabOptions, accelerator: str, pair: tuple[int, int]
+    ) -> VmConfig:
+        kernel = prepared.kernel
+        words = [
+            "root=/dev/vda", "rw", "console=ttyS0", "panic=10", "net.ifnames=0",
+            f"kexec_fleet.lab_init={options.init}", *([f"cma={options.cma}"] if options.cma else []),
+            *options.append.split(),
+        ]  # fmt: skip
+        digest = hashlib.sha256(f"{self.paths.root}/{spec.name}".encode()).hexdigest()
+        return VmConfig(
+            host=spec.name,
+            kernel_spec=spec.kernel,
+            release=kernel.release,
+            role=kernel.capabilities.role,
+            vmlinuz=str(kernel.vmlinuz),
+            initrd=str(prepared.initramfs.path),
+            cmdline=" ".join(words),
+            memory=options.memory,
+            cpus=options.cpus,
+            accel=accelerator,
+            watchdog=options.watchdog,
+            ssh_port=pair[0],
+            service_port=pair[1],
+            mac=f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}",
+        )
+
+    def _make_disks(self, config: VmConfig, image: Path, client_public: str) -> None:
+        folder = self.paths.vm(config.host)
+        folder.mkdir(parents=True, exist_ok=True)
+        host_key = folder / "ssh_host_ed25519_key"
+        keys.make_key(host_key, config.host)
+        identity = keys.identity_archive(config.host, host_key, client_public)
+        write_atomically(folder / "identity.tar", identity, mode=0o600)
+        disk = folder / "disk.qcow2"
+        if not disk.exists():
+            making = folder / "disk.qcow2.new"
+            run(
+                ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image, making],
+                what=f"make the disk of {config.host}", timeout=120,
+            )  # fmt: skip
+            making.rename(disk)
+
+    def _start(self, vm: Vm, progress: say.Progress) -> None:
+        say.step(progress, f"starting on {vm.config.release} ({vm.config.accel})", vm.host)
+        vm.start()
+
+    def _write_inventory(self, state: LabState, elsewhere: Path | None) -> Path:
+        hosts = []
+        known = []
+        for config in state.vms:
+            public = keys.read_public(self.paths.vm(config.host) / "ssh_host_ed25519_key")
+            known.append(f"[127.0.0.1]:{config.ssh_port} {public}\n")
+            hosts.append(
+                InventoryHost(
+                    config.host, config.ssh_port, config.service_port, public, config.release, config.role
+                )
+            )
+        write_atomically(self.paths.known_hosts, "".join(known).encode())
+        target = InventoryTarget(Path(state.target.image), Path(state.target.initrd), state.target.release)
+        text = inventory_text(self.name, self.paths.key, target, hosts)
+        write_atomically(self.paths.inventory, text.encode())
+        if elsewhere is None:
+            return self.paths.inventory
+        try:
+            write_atomically(elsewhere.absolute(), text.encode())
+        except OSError as error:
+            raise InputError(f"the inventory {elsewhere} cannot be written: {error.strerror}") from None
+        return elsewhere.absolute()
+
+    # -- status and down ---------------------------------------------------------------------------------
+
+    def status(self) -> list[VmStatus]:
+        vms = self.vms()
+        with ThreadPoolExecutor(max_workers=max(1, min(len(vms), 16))) as pool:
+            return list(pool.map(self._ask, vms))
+
+    def _ask(self, vm: Vm) -> VmStatus:
+        boot_id = vm.ask_service() if vm.running else None
+        running, state = "", VmState.STOPPED
+        if boot_id is not None:
+            state = VmState.UP
+            answer = ssh.call(self.paths, vm.ssh_port, "uname -r", STATUS_SECONDS)
+            running = answer.output.strip() if answer.code == 0 else ""
+        elif vm.running:
+            state = VmState.SILENT
+            try:
+                if vm.query_status() != "running":
+                    state = VmState.PAUSED
+            except LabError:
+                pass  # somebody else may hold the monitor; silent is what we know
+        config = vm.config
+        return VmStatus(
+            vm.host, state, config.release, running, boot_id or "", config.role, config.ssh_port,
+            config.service_port, vm.pid, config.memory, vm.console_path,
+        )  # fmt: skip
+
+    def down(self, progress: say.Progress = say.silent) -> list[str]:
+        """Ends every process and removes every file of the lab; returns the hosts that were there. Works on
+        what an interrupted `up` has left, and does nothing where there is nothing."""
+        with locked(self.paths.lock):
+            folders = self.paths.root / "vms"
+            hosts = sorted(folder.name for folder in folders.iterdir()) if folders.is_dir() else []
+            for process in find_in_folder(self.paths.root, PROCESS_MARKS):
+                if not stop(process):
+                    raise LabError(f"process {process.pid} of lab {self.name!r} does not die")
+            if self.paths.root.exists():
+                shutil.rmtree(self.paths.root)
+            for host in hosts:
+                say.done(progress, "gone", host)
+        self.paths.lock.unlink(missing_ok=True)
+        return hosts
+
+
+def _new_hosts(state: LabState | None, specs: Sequence[HostSpec]) -> list[HostSpec]:
+    """Those that the lab does not have. One that it has on another kernel cannot be changed in place."""
+    there = {vm.host: vm for vm in state.vms} if state else {}
+    for spec in specs:
+        vm = there.get(spec.name)
+        if vm is not None and spec.kernel not in (vm.kernel_spec, vm.release):
+            raise InputError(
+                f"host {spec.name!r} was made with kernel {vm.kernel_spec}, not {spec.kernel}",
+                hint="take another name, or `kexec-fleet lab down` first",
+            )
+    return [spec for spec in specs if spec.name not in there]
+
+
+def _prepare(store: KernelStore, wanted: str, options: LabOptions, progress: say.Progress) -> Prepared:
+    kernel = store.resolve(wanted)
+    return Prepared(kernel, InitramfsStore(progress=progress).build(kernel, options.initrd_pad))
+
+
+def _check_memory(count: int, memory: int, progress: say.Progress) -> None:
+    available = read_available_memory()
+    whole, likely = count * memory, int(count * memory * REAL_SHARE)
+    text = f"{count} VMs of {memory >> 20} MiB; this machine has {available >> 20} MiB available"
+    if available < likely:
+        raise SetupError(f"not enough memory for {text}", hint="use fewer --hosts or less --memory")
+    if available < whole:
+        say.notice(progress, f"memory is tight for {text}")
+
+
+def read_available_memory(source: Path = Path("/proc/meminfo")) -> int:
+    for line in source.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,1 @@
+"""Files that run inside a lab guest: shipped as they are, standard library and busybox only."""

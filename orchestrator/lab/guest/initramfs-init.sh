@@ -1,0 +1,50 @@
+#!/bin/sh
+# PID 1 of the initramfs (busybox sh): load the modules, mount the root, lay this machine's own files into it,
+# hand over to the init that the kernel command line names. If it dies the kernel panics, and panic=N resets.
+b=/bin/busybox
+say() { echo "kexec-fleet-lab: $*"; }
+
+$b mount -t devtmpfs dev /dev
+$b mount -t proc proc /proc
+$b mount -t sysfs sysfs /sys
+
+root=/dev/vda
+init=mini
+for word in $($b cat /proc/cmdline); do
+    case $word in
+        root=/dev/*) root=${word#root=} ;;
+        kexec_fleet.lab_init=*) init=${word#*=} ;;
+        # The accelerator probe wants to know only that user space was reached.
+        kexec_fleet.lab_probe=*) say "user space reached"; $b poweroff -f ;;
+    esac
+done
+
+while read -r module; do
+    $b insmod "$module" || say "could not load $module"
+done < /modules/order
+
+tries=0
+until [ -b "$root" ]; do
+    tries=$((tries + 1))
+    [ $tries -gt 600 ] && { say "no $root after a minute"; exit 1; }
+    $b sleep 0.1
+done
+$b mount -t ext4 -o rw "$root" /newroot || { say "could not mount $root"; exit 1; }
+
+# Who this machine is comes on a disk of its own (a tar archive), so that one root image serves all and no key
+# is ever on the kernel command line.
+for serial in /sys/block/*/serial; do
+    [ "$($b cat "$serial")" = lab-identity ] || continue
+    disk=${serial%/serial}
+    $b tar -x -f "/dev/${disk##*/}" -C /newroot || say "could not read this machine's identity"
+done
+
+for place in dev proc sys; do
+    $b mount -o move /$place /newroot/$place || say "could not move /$place"
+done
+case $init in
+    systemd) next=/sbin/init ;;
+    *) next=/usr/lib/kexec-fleet-lab/mini_init.py ;;
+esac
+say "starting $next"
+exec $b switch_root /newroot $next

@@ -1,0 +1,62 @@
+"""The inventory file that every other command takes: text only, in one fixed layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class InventoryHost:
+    name: str
+    port: int
+    service_port: int
+    host_key: str
+    kernel: str  # release it was made with
+    role: str
+
+
+@dataclass(frozen=True)
+class InventoryTarget:
+    image: Path
+    initrd: Path
+    release: str
+
+
+def scalar(value: object) -> str:
+    """Plain where YAML reads the same text back, else a double-quoted string (JSON's are YAML's too)."""
+    text = str(value)
+    try:
+        plain = yaml.safe_load(f"[{{a: {text}}}]") == [{"a": text}]
+    except yaml.YAMLError:
+        plain = False
+    return text if plain else json.dumps(text)
+
+
+def inventory_text(lab: str, key: Path, target: InventoryTarget, hosts: Sequence[InventoryHost]) -> str:
+    names = ", ".join(scalar(host.name) for host in hosts)
+    lines = [
+        "# written by `kexec-fleet lab up`",
+        "variables:                     # usable in playbooks as ${name}",
+        f"  lab_target_image: {scalar(target.image)}",
+        f"  lab_target_initrd: {scalar(target.initrd)}",
+        f"  lab_target_release: {scalar(target.release)}",
+        f"defaults: {{user: root, key: {scalar(key)}, sudo: false}}",
+        "groups:",
+        f"  lab: {{hosts: [{names}]}}",
+        "hosts:",
+    ]
+    for host in hosts:
+        lines += [
+            f"  {scalar(host.name)}:",
+            "    address: 127.0.0.1",
+            f"    port: {host.port}",
+            f"    host_key: {scalar(host.host_key)}",
+            f"    labels: {{kernel: {scalar(host.kernel)}, role: {scalar(host.role)}, lab: {scalar(lab)}}}",
+            f"    probe: {{kind: banner, port: {host.service_port}}}   # its answer proves that the guest is up",
+        ]
+    return "\n".join(lines) + "\n"
