@@ -89,7 +89,7 @@ class HostFacts:
     cpus_online: int | None = None
     mem_total_bytes: int | None = None  # MemTotal: RAM less what the kernel keeps for itself
     page_size: int | None = None
-    cma_areas: tuple[CmaArea, ...] | None = None  # None: the kernel has no CMA counters in sysfs
+    cma_areas: tuple[CmaArea, ...] | None = None  # None: sysfs tells of none, which does not mean none
     cma_total_bytes: int | None = None  # CmaTotal; counts hugetlb_cma and others too: a hint
     cma_free_bytes: int | None = None  # CmaFree; moves with the page cache: a hint
     cma_log_area: CmaArea | None = None  # the area that the boot log tells of
@@ -224,8 +224,11 @@ def parse_meminfo(text: str) -> dict[str, int]:
 
 
 def parse_areas(raw: object, page_size: int | None) -> tuple[CmaArea, ...] | None:
-    """{area: {counter: pages}} of /sys/kernel/mm/cma -> areas; None or no mapping -> None (no counters)."""
-    if not isinstance(raw, Mapping):
+    """{area: {counter: pages}} of /sys/kernel/mm/cma -> areas; none -> None.
+
+    No folder may mean no area or no CONFIG_CMA_SYSFS: from here both look alike.
+    """
+    if not isinstance(raw, Mapping) or not raw:
         return None
     areas = []
     for name, counters in raw.items():

@@ -31,9 +31,9 @@ again, or a rollout that is cancelled again and again, must not be loaded for ev
 class LoadPath(StrEnum):
     """Which way the image is loaded."""
 
-    CMA = "cma"  # the kernel knows the CMA path, and may use it
+    CMA = "cma"  # the flag is not set, and the image may lie in CMA
     NO_CMA = "no_cma"  # KEXEC_FILE_NO_CMA is set
-    PLAIN = "plain"  # no flag, because none is needed: this kernel, on this host, has no CMA to place in
+    PLAIN = "plain"  # the flag is not set: this kernel, or this host, has no CMA to place in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +109,20 @@ def _load(facts: HostFacts, policy: CmaPolicy, attempts: Sequence[PastAttempt]) 
     if policy is CmaPolicy.REQUIRE:
         return _required(facts, failed)
     if policy is CmaPolicy.NEVER and facts.knows_no_cma is not False:
-        # Where the probe gave no answer the flag is set all the same: a kernel that does not know it refuses
-        # the load (EINVAL, kernel/kexec_file.c), which breaks the policy less than a silent use of CMA.
+        # Also where the probe gave no answer: a kernel that does not know the flag refuses the load (EINVAL,
+        # kernel/kexec_file.c), which breaks the policy less than a silent use of CMA.
         return _with(facts, LoadPath.NO_CMA, "the playbook says: never CMA")
-    if facts.knows_no_cma is None:
-        return _with(facts, LoadPath.PLAIN, "the flag probe gave no answer: loaded without KEXEC_FILE_NO_CMA")
-    if not facts.knows_no_cma:
+    if facts.knows_no_cma is False:
         return _with(
             facts, LoadPath.PLAIN, "this kernel does not know KEXEC_FILE_NO_CMA, so it has no CMA path"
         )
     if failed is not None:
         return _with(facts, LoadPath.NO_CMA, f"an attempt with CMA ended {failed}: NO_CMA is forced")
     if facts.has_cma_area is False:
-        return _with(facts, LoadPath.PLAIN, "this kernel knows CMA loading, but has no CMA area")
+        return _with(facts, LoadPath.PLAIN, "this host has no CMA area")
+    if facts.knows_no_cma is None:
+        # Not PLAIN: this load may lie in CMA, and a failure of it must force NO_CMA.
+        return _with(facts, LoadPath.CMA, "the flag probe gave no answer: the image may be placed in CMA")
     return _with(facts, LoadPath.CMA, "this kernel can place the image in CMA")
 
 
@@ -130,7 +131,7 @@ def _required(facts: HostFacts, failed: Outcome | None) -> Load | GiveUp:
     if facts.knows_no_cma is None:
         return GiveUp(
             reason="the playbook requires CMA, and whether this kernel can load into CMA could not be asked",
-            hint="The flag probe needs kexec_file_load(2): see the flag_errnos of this host's facts.",
+            hint="The probe needs kexec_file_load(2) and no limit in kernel.kexec_load_limit_reboot.",
         )
     if not facts.knows_no_cma:
         return GiveUp(

@@ -181,6 +181,7 @@ NO_CMA_MEMINFO = "MemTotal: 2014872 kB\n"
         (_with_cma({"areas": {"hugetlb0": {"total_pages": 131072}}, "total_kb": 524288}), False),
         # No counters (CONFIG_CMA_SYSFS off): the boot log decides.
         (_with_cma({"areas": None, "boot_log": RAW["cma"]["boot_log"]}), True),
+        (_with_cma({"areas": {}, "total_kb": 393216, "boot_log": RAW["cma"]["boot_log"]}), True),
         # No counters and a log that has wrapped: some area, nobody knows whose.
         (_with_cma({"areas": None, "total_kb": 393216, "boot_log": []}), None),
         (_with_cma({"areas": {"reserved": {"total_pages": 0}}}), False),
@@ -297,7 +298,7 @@ def test_what_selectors_see() -> None:
     assert seen["kernel"] == "7.3.4+deb14-cloud-amd64"
     assert (seen["cma"], seen["no_cma_flag"], seen["cpus"], seen["machine"]) == ("yes", "yes", "2", "x86_64")
     assert seen["memory_mib"] == "1967"
-    no_area = parse_facts({**RAW, "cma": {"areas": {}}})
+    no_area = parse_facts({**RAW, "cma": {"areas": {}, "total_kb": 0}})
     assert (selector_facts(no_area)["cma"], selector_facts(no_area)["no_cma_flag"]) == ("no", "yes")
     old = parse_facts({**RAW, "flags": {"no_cma": False}})
     assert selector_facts(old)["cma"] == "no"

@@ -35,9 +35,12 @@ EMPTY = HostFacts(knows_no_cma=True, knows_debug=True, cma_areas=(EMPTY_AREA,))
 UNKNOWN_FLAG = HostFacts(knows_no_cma=False, knows_debug=True, meminfo_read=True)
 OLD = HostFacts(knows_no_cma=False, knows_debug=False, meminfo_read=True)
 PROBE_FAILED = HostFacts(knows_debug=None, cma_areas=(AREA,))
+PROBE_FAILED_NO_AREA = HostFacts(meminfo_read=True)
+NOTHING_KNOWN = HostFacts()
 MAYBE_AREA = HostFacts(knows_no_cma=True, knows_debug=True, meminfo_read=True, cma_total_bytes=1 << 28)
 
-ALL_FACTS = [WITH_CMA, NO_AREA, EMPTY, UNKNOWN_FLAG, OLD, PROBE_FAILED, MAYBE_AREA]
+ALL_FACTS = [WITH_CMA, NO_AREA, EMPTY, UNKNOWN_FLAG, OLD, PROBE_FAILED, PROBE_FAILED_NO_AREA]
+ALL_FACTS += [MAYBE_AREA, NOTHING_KNOWN]
 CMA_FAILURES = [
     Outcome.LOAD_REFUSED,
     Outcome.AUDIT_REFUSED,
@@ -74,7 +77,9 @@ def past(path: LoadPath, outcome: Outcome, resolved: bool = False) -> PastAttemp
         (UNKNOWN_FLAG, CmaPolicy.PREFER, LoadPath.PLAIN, KEXEC_FILE_DEBUG),
         (UNKNOWN_FLAG, CmaPolicy.NEVER, LoadPath.PLAIN, KEXEC_FILE_DEBUG),
         (OLD, CmaPolicy.PREFER, LoadPath.PLAIN, 0),
-        (PROBE_FAILED, CmaPolicy.PREFER, LoadPath.PLAIN, 0),
+        (PROBE_FAILED, CmaPolicy.PREFER, LoadPath.CMA, 0),
+        (NOTHING_KNOWN, CmaPolicy.PREFER, LoadPath.CMA, 0),
+        (PROBE_FAILED_NO_AREA, CmaPolicy.PREFER, LoadPath.PLAIN, 0),
         (PROBE_FAILED, CmaPolicy.NEVER, LoadPath.NO_CMA, KEXEC_FILE_NO_CMA),
         (MAYBE_AREA, CmaPolicy.PREFER, LoadPath.CMA, KEXEC_FILE_DEBUG),
         (MAYBE_AREA, CmaPolicy.REQUIRE, LoadPath.CMA, KEXEC_FILE_DEBUG),
@@ -176,7 +181,7 @@ def test_never_cma_after_a_failure_with_cma(
     answer = next_step(facts, policy, history, limit, after_failure)
     if any(a.path is LoadPath.CMA and a.outcome not in BLAMELESS for a in history):
         assert not (isinstance(answer, Load) and answer.path is LoadPath.CMA)
-        if isinstance(answer, Load) and facts.knows_no_cma:
+        if isinstance(answer, Load) and facts.knows_no_cma is not False:
             assert answer.flags & KEXEC_FILE_NO_CMA
 
 
