@@ -1,0 +1,44 @@
+"""The files of this repository as the rules see them: what git tracks or would, never what a tool left behind."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def files() -> tuple[Path, ...]:
+    """Tracked files and new ones that are not ignored, relative to ROOT, sorted."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    paths = (Path(name) for name in listing.split("\0") if name)
+    return tuple(sorted(path for path in paths if (ROOT / path).is_file()))
+
+
+def python_files(*tops: str) -> list[Path]:
+    return [path for path in files() if path.suffix == ".py" and (not tops or path.parts[0] in tops)]
+
+
+def shell_files() -> list[Path]:
+    """Shell scripts by their first line or their ending; the suffix-less ones under deploy/ too."""
+    shells = ("#!/bin/sh", "#!/usr/bin/env bash", "#!/bin/bash")
+    found = []
+    for path in files():
+        if path.suffix == ".sh" or (not path.suffix and (ROOT / path).read_bytes()[:40].startswith(_bytes(shells))):
+            found.append(path)
+    return found
+
+
+def _bytes(words: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(word.encode() for word in words)
+
+
+def text_of(path: Path) -> str | None:
+    """None for a file that is no UTF-8 text."""
+    try:
+        return (ROOT / path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
