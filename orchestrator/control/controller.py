@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from orchestrator.control.dispatch import Dispatcher
@@ -10,7 +10,8 @@ from orchestrator.domain.errors import JournalError
 from orchestrator.domain.events import EventKind, HostRecord, RolloutRecord
 from orchestrator.domain.rollout import SPENT, TERMINAL, Phase, RolloutStatus
 from orchestrator.journal.leases import Lease
-from orchestrator.journal.store import Journal, RolloutSpec
+from orchestrator.journal.spec import RolloutSpec
+from orchestrator.journal.store import Journal
 
 TICK_SECONDS = 1.0
 """How often the journal is read while nothing else wakes the loop."""
@@ -23,37 +24,50 @@ CONTROLLER_RENEW_TICKS = 10
 class Due:
     """What the journal says is to be driven now, and why nothing more is."""
 
-    hosts: tuple[str, ...]
+    hosts: tuple[str, ...]  # those under way first, so that a bound on how many never starts a new one early
     wave: int | None  # None: all waves are over
     over_budget: str = ""
 
 
-def due(record: RolloutRecord, hosts: Sequence[HostRecord], spec: RolloutSpec, looked_at: set[str]) -> Due:
+def due(
+    record: RolloutRecord,
+    hosts: Sequence[HostRecord],
+    spec: RolloutSpec,
+    under_way: Collection[str],
+    to_look: Collection[str],
+) -> Due:
     """Pure: the hosts to drive now, in the order of the waves.
 
-    `looked_at`: lost hosts that this controller has had looked at again already. A wave begins when all
-    hosts of the waves before it have come to an end, and only while the budget allows a failure more.
+    `under_way`: hosts that somebody drives at this moment. `to_look`: lost hosts that are to be looked at
+    again. A wave begins when all hosts of the waves before it have come to an end. Fresh hosts start only
+    while the budget allows one more failure and nobody asked to abort; what has begun is always finished.
     """
-    spent = sum(host.phase in SPENT for host in hosts)
-    budget = spec.playbook.failure_budget
-    over = ""
-    if not budget.allows(spent, len(hosts)):
-        over = f"{spent} of {len(hosts)} hosts failed or were lost, the budget is {budget.limit(len(hosts))}"
+    over = _over_budget(hosts, spec)
+    may_start = not over and not record.abort_requested
     by_name = {host.host: host for host in hosts}
     for number, wave in enumerate(record.waves):
-        members = [by_name[name] for name in wave]
-        again = [m for m in members if m.phase is Phase.LOST and m.host not in looked_at]
-        started = [m for m in members if m.phase not in TERMINAL | {Phase.LOST} and m.attempts]
-        fresh = [m for m in members if m.phase is Phase.PENDING and not m.attempts]
-        moving = [m for m in members if m.phase not in TERMINAL | {Phase.LOST}]
-        stop = bool(over) or record.abort_requested
-        if again or started or (moving and not stop):
-            wanted = again + started + ([] if stop else fresh)
-            in_preflight = [m for m in moving if m not in wanted and not (stop and m in fresh)]
-            return Due(tuple(m.host for m in wanted + in_preflight), number, over)
-        if stop and moving:
+        begun, fresh = [], []
+        for member in (by_name[name] for name in wave):
+            if member.phase is Phase.PENDING and not member.attempts and member.host not in under_way:
+                fresh.append(member.host)
+            elif member.phase is Phase.LOST:
+                begun += [member.host] if member.host in {*under_way, *to_look} else []
+            elif member.phase not in TERMINAL:
+                begun.append(member.host)
+        if begun or (fresh and may_start):
+            return Due((*begun, *(fresh if may_start else ())), number, over)
+        if fresh:
             return Due((), number, over)
     return Due((), None, over)
+
+
+def _over_budget(hosts: Sequence[HostRecord], spec: RolloutSpec) -> str:
+    """Why no new host may start; empty where it may."""
+    spent = sum(host.phase in SPENT for host in hosts)
+    budget = spec.playbook.failure_budget
+    if budget.allows(spent, len(hosts)):
+        return ""
+    return f"{spent} of {len(hosts)} hosts failed or were lost, the budget is {budget.limit(len(hosts))}"
 
 
 class Controller:
@@ -73,7 +87,10 @@ class Controller:
         self._observe = observe
 
     def run(self, rollout: str) -> RolloutRecord:
-        """Take the rollout's lease and go on until nothing is due. Raises JournalError where another runs it."""
+        """Take the rollout's lease and go on until nothing is due.
+
+        Raises JournalError where another process runs it.
+        """
         lease = self._journal.acquire(rollout)
         if lease is None:
             owner = self._journal.holder(rollout)
@@ -94,7 +111,7 @@ class Controller:
 
     def _loop(self, lease: Lease) -> tuple[RolloutStatus, str]:
         spec = self._journal.spec(lease.rollout)
-        looked_at: set[str] = set()
+        to_look = {h.host for h in self._journal.hosts(lease.rollout) if h.phase is Phase.LOST}
         wave: int | None = None
         ticks = 0
         while True:
@@ -103,29 +120,18 @@ class Controller:
                 return RolloutStatus.FAILED, "; ".join(failures)
             if self._stopping():
                 return RolloutStatus.INTERRUPTED, "stopped on request; `rollout resume` goes on"
-            now_due = due(record, hosts, spec, looked_at)
+            under_way = self._dispatcher.in_flight() | self._journal.driven(lease.rollout)
+            to_look -= under_way
+            now_due = due(record, hosts, spec, under_way, to_look)
             wave = self._note_wave(lease, wave, now_due.wave)
             if not now_due.hosts:
                 return _end(record, hosts, now_due)
-            self._dispatch(lease.rollout, now_due, hosts, spec, looked_at)
+            for name in now_due.hosts[: spec.playbook.at_once]:
+                self._dispatcher.dispatch(lease.rollout, name)
             self._dispatcher.wait(TICK_SECONDS)
             ticks += 1
             if ticks % CONTROLLER_RENEW_TICKS == 0:
                 self._journal.renew(lease)
-
-    def _dispatch(
-        self,
-        rollout: str,
-        now_due: Due,
-        hosts: Sequence[HostRecord],
-        spec: RolloutSpec,
-        looked_at: set[str],
-    ) -> None:
-        phases = {host.host: host.phase for host in hosts}
-        for name in now_due.hosts[: spec.playbook.at_once]:
-            if phases[name] is Phase.LOST and name not in self._dispatcher.in_flight():
-                looked_at.add(name)
-            self._dispatcher.dispatch(rollout, name)
 
     def _note_wave(self, lease: Lease, old: int | None, new: int | None) -> int | None:
         if old != new:

@@ -16,7 +16,7 @@ DRIVE_TASK = "kexec_fleet.drive"
 """The one task; its arguments are ids: journal, rollout, host."""
 
 REDISPATCH_SECONDS = 30.0
-"""A message that nobody has taken up after this long is sent again: it may be lost, and twice does no harm."""
+"""A message that nobody took up after this long is sent again: it may be lost, and twice does no harm."""
 
 
 class Dispatcher(Protocol):

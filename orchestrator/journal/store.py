@@ -21,34 +21,11 @@ from orchestrator.domain.events import (
     apply_to_host,
     apply_to_rollout,
 )
-from orchestrator.domain.inventory import Inventory, Value
-from orchestrator.domain.playbook import Playbook
 from orchestrator.domain.rollout import Phase, RolloutStatus
 from orchestrator.journal import leases, schema
 from orchestrator.journal.database import now, open_engine, read, write
 from orchestrator.journal.leases import CONTROLLER, Lease
-
-
-class ImageFile(Value):
-    """A file on the controller that is to be staged, as it was when the rollout was made."""
-
-    path: str
-    sha256: str
-    size: int
-
-
-class RolloutSpec(Value):
-    """All that a rollout was started from; stored once and never changed."""
-
-    playbook: Playbook
-    inventory: Inventory
-    kernel: ImageFile | None = None  # None: on the host
-    initrd: ImageFile | None = None
-    release: str | None = None  # what uname -r must say
-    build_id: str | None = None
-    init_size: int | None = None  # bytes the kernel needs at its place (boot protocol 0x260)
-    kernel_alignment: int | None = None  # bytes (boot protocol 0x230)
-    cmdline_size: int | None = None  # bytes (boot protocol 0x238)
+from orchestrator.journal.spec import RolloutSpec
 
 
 class Journal:
@@ -265,6 +242,19 @@ class Journal:
             ).one_or_none()
             live = row is not None and row.expires_at > now(connection)
             return row.owner if row is not None and live and not leases.owner_is_dead(row.owner) else None
+
+    def driven(self, rollout: str) -> frozenset[str]:
+        """Hosts of the rollout whose lease somebody who may live holds now."""
+        table = schema.leases
+        with read(self._engine) as connection:
+            rows = connection.execute(
+                select(table.c.host, table.c.owner).where(
+                    (table.c.rollout == rollout)
+                    & (table.c.host != CONTROLLER)
+                    & (table.c.expires_at > now(connection))
+                )
+            ).all()
+        return frozenset(row.host for row in rows if not leases.owner_is_dead(row.owner))
 
     def rotate(self, lease: Lease) -> Lease:
         """The lease under a new, higher fence."""

@@ -20,7 +20,8 @@ from orchestrator.domain.rollout import Outcome, Phase, RolloutStatus
 from orchestrator.journal import leases
 from orchestrator.journal.database import write
 from orchestrator.journal.leases import Lease, owner_is_dead, this_owner
-from orchestrator.journal.store import Journal, RolloutSpec
+from orchestrator.journal.spec import RolloutSpec
+from orchestrator.journal.store import Journal
 
 
 def spec() -> RolloutSpec:

@@ -13,7 +13,8 @@ from orchestrator.domain.events import AttemptRecord, EventKind, HostRecord
 from orchestrator.domain.inventory import Host
 from orchestrator.domain.rollout import Outcome, Phase
 from orchestrator.journal.leases import Lease
-from orchestrator.journal.store import Journal, RolloutSpec
+from orchestrator.journal.spec import RolloutSpec
+from orchestrator.journal.store import Journal
 from workers.agent import Claim
 from workers.agentbundle import AgentBundle
 from workers.connection.base import Connector

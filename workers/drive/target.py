@@ -10,7 +10,7 @@ from orchestrator.domain.bootimage import BootImageError, parse_header
 from orchestrator.domain.errors import HostRefused
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.playbook import HostImage
-from orchestrator.journal.store import ImageFile
+from orchestrator.journal.spec import ImageFile
 from workers.deadline import Deadline
 from workers.drive.context import HostDrive
 from workers.drive.reach import Session

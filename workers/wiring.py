@@ -1,0 +1,22 @@
+"""Puts together what a drive works with: SSH, the agent's bundle, the prober."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.journal.store import Journal
+from workers.agentbundle import bundle
+from workers.connection.ssh import SshConnector
+from workers.drive.context import Tools, never
+from workers.outage import OutageProber
+
+
+def make_tools(journal: Journal, stopping: Callable[[], bool] = never) -> Tools:
+    """The tools of this process."""
+    return Tools(
+        journal=journal,
+        connector=SshConnector(),
+        bundle=bundle(),
+        make_prober=OutageProber,
+        stopping=stopping,
+    )
