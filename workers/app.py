@@ -12,7 +12,7 @@ from pathlib import Path
 from celery import Celery
 
 from workers import tasks
-from workers.settings import broker_url, journal_path
+from workers.settings import broker_url
 
 
 def make_app(broker: str | None) -> Celery:
@@ -41,15 +41,5 @@ def worker(concurrency: int, broker: str, journal: Path, level: str) -> None:
     """Run a worker in this process until it is told to stop."""
     os.environ["KEXEC_FLEET_JOURNAL"] = str(journal)
     app.conf.update(broker_url=broker)
-    app.worker_main(
-        [
-            "worker",
-            f"--concurrency={concurrency}",
-            f"--loglevel={level}",
-            "--without-gossip",
-            "--without-mingle",
-        ]
-    )
-
-
-__all__ = ["app", "journal_path", "make_app", "worker"]
+    options = [f"--concurrency={concurrency}", f"--loglevel={level}", "--without-gossip", "--without-mingle"]
+    app.worker_main(["worker", *options])

@@ -11,6 +11,7 @@ from orchestrator.domain.errors import InputError
 BROKER = "KEXEC_FLEET_BROKER"
 BROKER_FILE = "KEXEC_FLEET_BROKER_FILE"
 JOURNAL = "KEXEC_FLEET_JOURNAL"
+EXAMPLE = "redis://127.0.0.1:6379/0"
 
 
 def broker_url(environment: Mapping[str, str]) -> str | None:
@@ -34,16 +35,14 @@ def require_no_password(url: str, option: str) -> str:
         parts = urlsplit(url)
         password = parts.password
     except ValueError as error:
-        raise InputError(
-            f"{option}: not a URL: {error}", hint="for instance redis://127.0.0.1:6379/0"
-        ) from error
+        raise InputError(f"{option}: not a URL: {error}", hint=f"for instance {EXAMPLE}") from error
     if password is not None:
         raise InputError(
             f"{option}: a URL with a password on the command line can be read by every user of this machine",
-            hint=f"set {BROKER} in the environment, or put the URL into a file and name it with {BROKER_FILE}",
+            hint=f"set {BROKER} in the environment, or name a file that holds the URL with {BROKER_FILE}",
         )
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise InputError(f"{option}: not a Redis URL", hint="for instance redis://127.0.0.1:6379/0")
+        raise InputError(f"{option}: not a Redis URL", hint=f"for instance {EXAMPLE}")
     return url
 
 

@@ -15,6 +15,9 @@ from celery import Celery
 DRIVE_TASK = "kexec_fleet.drive"
 """The one task; its arguments are ids: journal, rollout, host."""
 
+QUEUE = "kexec-fleet"
+"""The queue that workers listen on."""
+
 REDISPATCH_SECONDS = 30.0
 """A message that nobody took up after this long is sent again: it may be lost, and twice does no harm."""
 
@@ -87,6 +90,7 @@ class CeleryDispatcher:
         self._sent_at: dict[str, float] = {}
         self._app = Celery("kexec-fleet", broker=broker)
         self._app.conf.update(task_ignore_result=True, task_serializer="json", accept_content=["json"])
+        self._app.conf.update(task_default_queue=QUEUE)
         # The publisher's default retries for ever with no word; a broker that is gone must show.
         self._app.conf.update(broker_connection_timeout=5, task_publish_retry_policy={"max_retries": 2})
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from orchestrator.domain.bootimage import Images
 from orchestrator.domain.inventory import Inventory, Value
 from orchestrator.domain.playbook import Playbook
 
 
-class ImageFile(Value):
-    """A file on the controller that is to be staged, as it was when the rollout was made."""
-
-    path: str
-    sha256: str
-    size: int
-
-
 class RolloutSpec(Value):
-    """All that a rollout was started from; stored once and never changed."""
+    """Playbook and inventory after validation, and the controller's files as they were then."""
 
     playbook: Playbook
     inventory: Inventory
-    kernel: ImageFile | None = None  # None: on the host
-    initrd: ImageFile | None = None
-    release: str | None = None  # what uname -r must say
-    build_id: str | None = None
-    init_size: int | None = None  # bytes the kernel needs at its place (boot protocol 0x260)
-    kernel_alignment: int | None = None  # bytes (boot protocol 0x230)
-    cmdline_size: int | None = None  # bytes (boot protocol 0x238)
+    images: Images = Images()
+    limit: str | None = None  # a selector that narrows the playbook's down
+
+    @property
+    def release(self) -> str | None:
+        """What uname -r must say on the target, as far as the controller knows."""
+        kernel = self.images.kernel
+        return self.playbook.kernel.release or (kernel.header.release if kernel else None)
+
+    @property
+    def build_id(self) -> str | None:
+        """The target's GNU build-id, as far as the controller knows."""
+        return self.images.kernel.build_id if self.images.kernel else None

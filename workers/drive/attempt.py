@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.domain.placement import Placement, parse_placement
-
 from orchestrator.domain import cmdline
 from orchestrator.domain.errors import CommandLineTooLong, HostLost, HostRefused
 from orchestrator.domain.events import AttemptRecord, EventKind
 from orchestrator.domain.facts import HostFacts
 from orchestrator.domain.ladder import Load
+from orchestrator.domain.placement import Placement, parse_placement
 from orchestrator.domain.playbook import JumpMethod
 from orchestrator.domain.rollout import Outcome, Phase
 from workers.agent import ArmAnswer, LoadAnswer
@@ -71,7 +70,7 @@ def run_to_jump(
     drive.check_stop()
     target = bring(drive, session, Deadline.after(deadlines.stage))
     line = _command_line(drive, facts, target, attempt)
-    drive.write((EventKind.STAGED, {"cmdline": line, **vars(target)}), phase_event(Phase.STAGED))
+    drive.write((EventKind.STAGED, {"cmdline": line, **target.as_dict()}), phase_event(Phase.STAGED))
     drive.check_stop()
     _load(drive, session, target, line, attempt)
     drive.check_stop()
@@ -82,7 +81,7 @@ def run_to_jump(
 
 
 def _command_line(drive: HostDrive, facts: HostFacts, target: Target, attempt: AttemptRecord) -> str:
-    limit = cmdline.command_line_limit(target.cmdline_size)
+    limit = cmdline.command_line_limit(target.header.cmdline_size)
     try:
         return cmdline.new_command_line(
             facts.cmdline or "", drive.spec.playbook.cmdline, attempt.nonce, (), limit
@@ -139,7 +138,7 @@ def _placement(answer: LoadAnswer, target: Target) -> Placement:
         answer.log,
         before=answer.cma_before,
         after=answer.cma_after,
-        kernel_alignment=target.kernel_alignment,
+        kernel_alignment=target.header.kernel_alignment,
     )
 
 

@@ -15,8 +15,10 @@ from orchestrator.domain.errors import (
 )
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.facts import HostFacts, parse_facts, selector_facts
+from orchestrator.domain.inventory import ALL
 from orchestrator.domain.ladder import GiveUp, Load, LoadPath, Look, PastAttempt, next_step
 from orchestrator.domain.rollout import MAY_HAVE_JUMPED, TERMINAL, Outcome, Phase
+from orchestrator.domain.selector import Match, Selector
 from orchestrator.journal.leases import LEASE_SECONDS
 from workers.deadline import Deadline
 from workers.drive import attempt as attempt_steps
@@ -157,7 +159,7 @@ def _take_facts(drive: HostDrive, session: Session) -> HostFacts:
 def _decide(drive: HostDrive, facts: HostFacts) -> Load | None:
     """The next load, or None where the host is done with (which is then written)."""
     playbook = drive.spec.playbook
-    if not drive.record.attempts and not playbook.even_if_current and (why := _current(drive, facts)):
+    if not drive.record.attempts and (why := _why_skip(drive, facts)):
         drive.to_phase(Phase.SKIPPED, why)
         return None
     past = [
@@ -177,13 +179,21 @@ def _decide(drive: HostDrive, facts: HostFacts) -> Load | None:
     return None
 
 
+def _why_skip(drive: HostDrive, facts: HostFacts) -> str:
+    """Why the rollout has nothing to do on this host; empty where it has."""
+    for selector in (drive.spec.playbook.hosts, drive.spec.limit or ALL):
+        if Selector.parse(selector).matches(drive.host, selector_facts(facts)) is not Match.YES:
+            return f"not selected by `{selector}` now that its facts are known"
+    return "" if drive.spec.playbook.even_if_current else _current(drive, facts)
+
+
 def _current(drive: HostDrive, facts: HostFacts) -> str:
     """Why the host runs the target already; empty where it does not, or where that cannot be told."""
     spec = drive.spec
     if spec.build_id and facts.build_id:
         same = spec.build_id == facts.build_id
         return f"runs the target already ({facts.release}, build-id {facts.build_id[:12]})" if same else ""
-    wanted = spec.playbook.kernel.release or spec.release
+    wanted = spec.release
     return f"runs the target's release already ({wanted})" if wanted and wanted == facts.release else ""
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from orchestrator.domain.bootimage import BootImageError, parse_header
+from orchestrator.domain.bootimage import BootHeader, BootImageError, InitrdFile, KernelFile, parse_header
 from orchestrator.domain.errors import HostRefused
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.playbook import HostImage
-from orchestrator.journal.spec import ImageFile
 from workers.deadline import Deadline
 from workers.drive.context import HostDrive
 from workers.drive.reach import Session
@@ -18,7 +18,7 @@ from workers.drive.reach import Session
 
 @dataclass(frozen=True)
 class Target:
-    """Files on the host, verified there, and what the header of the kernel image says. Sizes are bytes."""
+    """Files on the host, verified there, and the header of the kernel image."""
 
     kernel: str
     kernel_sha256: str
@@ -26,53 +26,46 @@ class Target:
     initrd_sha256: str | None
     release: str | None
     build_id: str | None
-    cmdline_size: int
-    kernel_alignment: int | None
+    header: BootHeader
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the journal."""
+        return {**vars(self), "header": self.header.model_dump(mode="json")}
 
 
 def bring(drive: HostDrive, session: Session, deadline: Deadline) -> Target:
     """Stage what lies on the controller, or find what lies on the host. Raises HostError."""
-    kernel = drive.spec.playbook.kernel
-    if kernel.on_host is not None:
-        return _find(drive, session, kernel.on_host, deadline)
-    return _stage(drive, session, deadline)
-
-
-def _stage(drive: HostDrive, session: Session, deadline: Deadline) -> Target:
-    spec = drive.spec
-    if spec.kernel is None or spec.cmdline_size is None:
+    on_host = drive.spec.playbook.kernel.on_host
+    if on_host is not None:
+        return _find(drive, session, on_host, deadline)
+    kernel, initrd = drive.spec.images.kernel, drive.spec.images.initrd
+    if kernel is None:
         raise HostRefused(drive.host.name, "stage", "the rollout names no image", code="no_image")
-    kernel = _stage_file(drive, session, spec.kernel, "kernel", deadline)
-    initrd = _stage_file(drive, session, spec.initrd, "initrd", deadline) if spec.initrd else None
     return Target(
-        kernel=kernel,
-        kernel_sha256=spec.kernel.sha256,
-        initrd=initrd,
-        initrd_sha256=spec.initrd.sha256 if spec.initrd else None,
-        release=spec.playbook.kernel.release or spec.release,
-        build_id=spec.build_id,
-        cmdline_size=spec.cmdline_size,
-        kernel_alignment=spec.kernel_alignment,
+        kernel=_stage(drive, session, kernel, "kernel", deadline),
+        kernel_sha256=kernel.sha256,
+        initrd=_stage(drive, session, initrd, "initrd", deadline) if initrd else None,
+        initrd_sha256=initrd.sha256 if initrd else None,
+        release=drive.spec.release,
+        build_id=kernel.build_id,
+        header=kernel.header,
     )
 
 
-def _stage_file(drive: HostDrive, session: Session, file: ImageFile, name: str, deadline: Deadline) -> str:
-    attempt = drive.record.attempts[-1]
-    staged = session.agent.stage(
-        drive.claim(attempt), Path(file.path), file.sha256, file.size, name, deadline
-    )
-    drive.write(
-        (
-            EventKind.NOTE,
-            {
-                "text": f"{name} {'was there' if staged.skipped else 'staged'}",
-                "sha256": file.sha256,
-                "bytes_sent": staged.bytes_sent,
-                "resumed_from": staged.resumed_from,
-                "seconds": staged.seconds,
-            },
-        )
-    )
+def _stage(
+    drive: HostDrive, session: Session, file: KernelFile | InitrdFile, name: str, deadline: Deadline
+) -> str:
+    """The path on the host of a file that is there now, by its hash."""
+    claim = drive.claim(drive.record.attempts[-1])
+    staged = session.agent.stage(claim, Path(file.path), file.sha256, file.size, name, deadline)
+    told = {
+        "text": f"{name} {'was there' if staged.skipped else 'staged'}",
+        "sha256": file.sha256,
+        "bytes_sent": staged.bytes_sent,
+        "resumed_from": staged.resumed_from,
+        "seconds": staged.seconds,
+    }
+    drive.write((EventKind.NOTE, told))
     return staged.path
 
 
@@ -82,10 +75,10 @@ def _find(drive: HostDrive, session: Session, image: HostImage, deadline: Deadli
     digest = session.agent.digest(kernel, deadline)
     _require_hash(host, kernel, digest.sha256, image.image_sha256)
     try:
-        header = parse_header(base64.b64decode(digest.head))
+        header = parse_header(base64.b64decode(digest.head), digest.size)
     except BootImageError as error:
         raise HostRefused(
-            host, "stage", f"{kernel}: {error}", hint="name a bzImage in the playbook", code="not_an_image"
+            host, "stage", f"{kernel}: {error.message}", hint=error.hint, code="not_an_image"
         ) from error
     initrd = initrd_sha256 = None
     if image.initrd is not None:
@@ -99,8 +92,7 @@ def _find(drive: HostDrive, session: Session, image: HostImage, deadline: Deadli
         initrd_sha256=initrd_sha256,
         release=drive.spec.playbook.kernel.release or header.release,
         build_id=None,  # the payload stays on the host, and its stdlib cannot unpack zstd
-        cmdline_size=header.cmdline_size,
-        kernel_alignment=header.kernel_alignment,
+        header=header,
     )
 
 
