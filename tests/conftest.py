@@ -1,8 +1,8 @@
 """The order of the tests, and the promise that those with virtual machines or a real Redis never skip.
 
-A test under tests/lab is marked `lab` by its place. A `lab` or `redis` test that would skip fails instead: a machine
-without QEMU must not look like a green run. KEXEC_FLEET_WHOLE=1 (set by ./deploy/test) extends that to all tests,
-and refuses a run that has no lab test in it.
+A test under tests/lab is marked `lab` by its place. A `lab` or `redis` test that would skip fails instead: a
+machine without QEMU must not look like a green run. KEXEC_FLEET_WHOLE=1 (set by ./deploy/test) extends that to
+all tests, and refuses a run that has no lab test in it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if WHOLE and not session.config.option.collectonly and not any(_must_run(item, "lab") for item in session.items):
-        raise pytest.UsageError("the whole was asked for (KEXEC_FLEET_WHOLE=1), and no lab test is among the tests")
+    if (
+        WHOLE
+        and not session.config.option.collectonly
+        and not any(_must_run(item, "lab") for item in session.items)
+    ):
+        raise pytest.UsageError(
+            "the whole was asked for (KEXEC_FLEET_WHOLE=1), and no lab test is among the tests"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

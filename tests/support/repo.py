@@ -1,4 +1,4 @@
-"""The files of this repository as the rules see them: what git tracks or would, never what a tool left behind."""
+"""The files of this repository as the rules see them: what git tracks or would, not what a tool left behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def shell_files() -> list[Path]:
     shells = ("#!/bin/sh", "#!/usr/bin/env bash", "#!/bin/bash")
     found = []
     for path in files():
-        if path.suffix == ".sh" or (not path.suffix and (ROOT / path).read_bytes()[:40].startswith(_bytes(shells))):
+        if path.suffix == ".sh" or (
+            not path.suffix and (ROOT / path).read_bytes()[:40].startswith(_bytes(shells))
+        ):
             found.append(path)
     return found
 
