@@ -1,8 +1,8 @@
 """The order of the tests, and the promise that those with virtual machines or a real Redis never skip.
 
 A test under tests/lab is marked `lab` by its place. A `lab` or `redis` test that would skip fails instead: a
-machine without QEMU must not look like a green run. KEXEC_FLEET_WHOLE=1 (set by ./deploy/test) extends that to
-all tests, and refuses a run that has no lab test in it.
+machine without QEMU must not look like a green run. KEXEC_FLEET_WHOLE=1 (set by ./deploy/test) extends that
+to all tests, and refuses a run that has no lab test in it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ PROBE = [
 
 @functools.cache
 def why_qemu_cannot_run() -> str:
-    """Empty when QEMU starts with its firmware; otherwise what it said. deploy/lib.sh makes the same probe."""
+    """Empty when QEMU starts with its firmware, otherwise what it said. deploy/lib.sh probes likewise."""
     try:
         done = subprocess.run(PROBE, input="quit\n", capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The files of this repository as the rules see them: what git tracks or would, not what a tool left behind."""
+"""The files of this repository as the rules see them: those git tracks or would, not what a tool left."""
 
 from __future__ import annotations
 
@@ -23,19 +23,9 @@ def python_files(*tops: str) -> list[Path]:
 
 
 def shell_files() -> list[Path]:
-    """Shell scripts by their first line or their ending; the suffix-less ones under deploy/ too."""
-    shells = ("#!/bin/sh", "#!/usr/bin/env bash", "#!/bin/bash")
-    found = []
-    for path in files():
-        if path.suffix == ".sh" or (
-            not path.suffix and (ROOT / path).read_bytes()[:40].startswith(_bytes(shells))
-        ):
-            found.append(path)
-    return found
-
-
-def _bytes(words: tuple[str, ...]) -> tuple[bytes, ...]:
-    return tuple(word.encode() for word in words)
+    """Shell scripts by their ending or their first line."""
+    shells = (b"#!/bin/sh", b"#!/usr/bin/env bash", b"#!/bin/bash")
+    return [path for path in files() if path.suffix == ".sh" or (ROOT / path).read_bytes().startswith(shells)]
 
 
 def text_of(path: Path) -> str | None:
