@@ -39,7 +39,9 @@ def public(path: Path) -> str:
 class Sshd:
     """One sshd. `options` are lines of sshd_config that go first, so that they win."""
 
-    def __init__(self, where: Path, *, key_kinds: Iterable[str] = ("ed25519",), options: Iterable[str] = ()) -> None:
+    def __init__(
+        self, where: Path, *, key_kinds: Iterable[str] = ("ed25519",), options: Iterable[str] = ()
+    ) -> None:
         where.mkdir(parents=True, exist_ok=True)
         self.where = where
         self.port = free_port()
