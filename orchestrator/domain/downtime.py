@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from orchestrator.domain.facts import HostFacts
 from orchestrator.domain.raw import mapping_of, optional_bool, optional_int, optional_text
 
 Pair = tuple[int, int]  # (counter, CLOCK_MONOTONIC_RAW in nanoseconds), sampled together
@@ -26,6 +27,14 @@ was restarted, scaled or migrated."""
 
 SLOWEST_TICK_S = 0.01
 """Tick assumed where CONFIG_HZ is not known: HZ=100, the slowest of kernel/Kconfig.hz."""
+
+FALLBACK_CLOCKSOURCES = frozenset({"hpet", "acpi_pm", "pit", "refined-jiffies", "jiffies"})
+"""What an x86 kernel turns to when it gives up the TSC (the watchdog in kernel/time/clocksource.c)."""
+
+SWITCHED_CLOCK_ERROR = 1e-3
+"""Relative error granted to the new kernel's early clock when it runs on a fallback source: it started on the
+TSC as calibrated at boot (quick_pit_calibrate accepts 500 ppm) and goes on by a timer that may be as far off
+(IA-PC HPET specification 1.0a, Timer Accuracy Rules: 500 ppm)."""
 
 _MIN_PAIRS = 3  # two pairs give a rate, but no witness of how good it is
 
@@ -61,6 +70,7 @@ class ClockSamples:
     pairs: tuple[Pair, ...] = ()
     tick_s: float | None = None  # 1 / CONFIG_HZ, None where not known
     invariant: bool | None = None
+    clocksource: str | None = None  # the new kernel's, as its facts tell it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,7 @@ class Line:
     zero: int  # counter value at raw time 0
     rate_error: float  # relative, worst case
     zero_error_s: float  # at raw time 0, seconds, worst case
+    reach_s: float  # from raw time 0 to the middle of the samples
 
 
 def stamp_from_arm(raw: Mapping[str, Any], *, stamped: int | None = None) -> JumpStamp:
@@ -86,16 +97,15 @@ def stamp_from_arm(raw: Mapping[str, Any], *, stamped: int | None = None) -> Jum
     )
 
 
-def samples_from_clock(
-    raw: Mapping[str, Any], *, tick_s: float | None = None, invariant: bool | None = None
-) -> ClockSamples:
-    """The agent's answer to `clock` -> ClockSamples."""
+def samples_from_clock(raw: Mapping[str, Any], facts: HostFacts) -> ClockSamples:
+    """The agent's answer to `clock` and the facts of the same boot -> ClockSamples."""
     answer = mapping_of(raw)
     return ClockSamples(
         counter=optional_text(answer.get("counter")),
         pairs=pairs_from(answer.get("pairs")),
-        tick_s=tick_s,
-        invariant=invariant,
+        tick_s=facts.tick_seconds,
+        invariant=facts.invariant_counter,
+        clocksource=facts.clocksource,
     )
 
 
@@ -136,7 +146,8 @@ def hot_phase(stamp: JumpStamp, after: ClockSamples, kexec_proven: bool) -> Meas
             value=None,
             why_not=f"not measurable: the new kernel's time zero lies {-seconds:.3f} s before the jump",
         )
-    uncertainty = new.zero_error_s + tick + seconds * (disagreement + new.rate_error)
+    early_clock = SWITCHED_CLOCK_ERROR * new.reach_s if after.clocksource in FALLBACK_CLOCKSOURCES else 0.0
+    uncertainty = new.zero_error_s + early_clock + tick + seconds * (disagreement + new.rate_error)
     return Measurement(
         value=seconds, uncertainty=uncertainty, resolution=tick, source=_source(stamp, after, disagreement)
     )
@@ -168,6 +179,8 @@ def _source(stamp: JumpStamp, after: ClockSamples, disagreement: float) -> str:
     text = f"counter bridge: {stamp.counter}, {stamp.source}, rates {disagreement * 1e6:.0f} ppm apart"
     if after.tick_s is None:
         text += f"; CONFIG_HZ unknown, tick taken as {SLOWEST_TICK_S * 1000:.0f} ms"
+    if after.clocksource in FALLBACK_CLOCKSOURCES:
+        text += f"; new kernel's clock switched to {after.clocksource}, {SWITCHED_CLOCK_ERROR:.1%} granted"
     if stamp.invariant and after.invariant is not False:
         return text
     return text + "; the CPU does not promise an invariant counter: continuity rests on the rates agreeing"
@@ -191,10 +204,11 @@ def fit(pairs: Sequence[Pair]) -> Line:
     width = max(2 * max(map(abs, residuals)) / rate, 1e-9)
     # The slope's error when each pair is off by +-width in the direction that tilts the line most.
     rate_error = width * sum(abs(time - mean_time) for time in times) / spread
-    zero_error = width + rate_error * (base_raw / 1e9 + mean_time)
+    reach = base_raw / 1e9 + mean_time
+    zero_error = width + rate_error * reach
     # Subtract in integers first: a TSC of a long-running machine does not fit a float's 53 bits.
     zero = base_counter - round(rate * base_raw / 1e9 + (rate * mean_time - mean_count))
-    return Line(rate=rate, zero=zero, rate_error=rate_error, zero_error_s=zero_error)
+    return Line(rate=rate, zero=zero, rate_error=rate_error, zero_error_s=zero_error, reach_s=reach)
 
 
 def outage(

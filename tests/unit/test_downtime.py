@@ -23,6 +23,7 @@ from orchestrator.domain.downtime import (
     stamp_from_arm,
     time_to_ssh,
 )
+from orchestrator.domain.facts import HostFacts
 
 GHZ = 2_995_200_000
 
@@ -114,6 +115,14 @@ def test_an_unknown_tick_is_taken_as_the_slowest() -> None:
     assert "CONFIG_HZ unknown" in measured.source
 
 
+def test_a_clock_that_gave_up_the_tsc_widens_the_uncertainty() -> None:
+    # Seen on 7.2.12 under emulation: "clocksource: Switched to clocksource hpet" 8 s after the boot.
+    stamp, after = bridge(0.84, boot_s=20.0)
+    measured = hot_phase(stamp, replace(after, clocksource="hpet"), kexec_proven=True)
+    assert measured.uncertainty == pytest.approx(0.004 + 20.5 * 1e-3, rel=0.01)
+    assert "switched to hpet" in measured.source
+
+
 @pytest.mark.parametrize("promised", [False, None])
 def test_a_counter_without_a_promise_is_measured_and_says_so(promised: bool | None) -> None:
     stamp, after = bridge(0.84)
@@ -186,8 +195,11 @@ def test_answers_of_the_agent_become_values() -> None:
     assert stamp == JumpStamp(
         appointment=5000, counter="tsc", pairs=((1, 10), (2, 20), (3, 30)), invariant=True
     )
-    assert samples_from_clock({"pairs": [[1, 2]], "counter": "tsc"}, tick_s=0.004).pairs == ((1, 2),)
-    assert samples_from_clock({}).counter is None
+    facts = HostFacts(machine="aarch64", clocksource="arch_sys_counter", config={"CONFIG_HZ": "250"})
+    assert samples_from_clock({"pairs": [[1, 2]], "counter": "cntvct"}, facts) == ClockSamples(
+        counter="cntvct", pairs=((1, 2),), tick_s=0.004, invariant=True, clocksource="arch_sys_counter"
+    )
+    assert samples_from_clock({}, HostFacts()).counter is None
     assert pairs_from("no") == ()
 
 
