@@ -28,7 +28,7 @@ def inspect_images(playbook: Playbook) -> Images:
     """Hash, size and header of the playbook's files on the controller; empty Images when they lie on hosts.
 
     Raises InputError at the place in the playbook that names the file: missing, not a file, not readable, not
-    an image, not an archive, another hash than the playbook's.
+    an image, not an archive, another hash or release than the playbook's.
     """
     files = playbook.kernel.on_controller
     if files is None:
@@ -37,6 +37,7 @@ def inspect_images(playbook: Playbook) -> Images:
     with _explained(playbook, (*place, "image"), files.image), _opened(files.image) as stream:
         kernel = _kernel(stream, files.image)
     _compare(playbook, (*place, "image_sha256"), files.image, kernel.sha256, files.image_sha256)
+    _compare_release(playbook, kernel)
     if files.initrd is None:
         return Images(kernel=kernel)
     with _explained(playbook, (*place, "initrd"), files.initrd), _opened(files.initrd) as stream:
@@ -80,6 +81,17 @@ def _compare(playbook: Playbook, place: ValuePath, path: str, digest: str, wante
             f"{path} has SHA-256 {digest}, not {wanted}",
             hint="the file is not the one that the playbook means: fetch it again, or correct the hash",
             position=playbook.written_at(*place),
+        )
+
+
+def _compare_release(playbook: Playbook, kernel: KernelFile) -> None:
+    """Raises InputError when the playbook waits for another release than the image will report."""
+    wanted, says = playbook.kernel.release, kernel.header.release
+    if wanted and says and wanted != says:
+        raise InputError(
+            f"`kernel.release` is {wanted}, and {kernel.path} is {says}",
+            hint="take `release` away (the image tells it), or name the right image",
+            position=playbook.written_at("kernel", "release"),
         )
 
 
