@@ -256,6 +256,11 @@ class Journal:
             ).all()
         return frozenset(row.host for row in rows if not leases.owner_is_dead(row.owner))
 
+    def fence(self) -> int:
+        """A new fence for work on a host that belongs to no rollout."""
+        with write(self._engine) as connection:
+            return leases.next_fence(connection)
+
     def rotate(self, lease: Lease) -> Lease:
         """The lease under a new, higher fence."""
         with write(self._engine) as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from orchestrator.domain import cmdline
@@ -72,7 +73,7 @@ def run_to_jump(
     line = _command_line(drive, facts, target, attempt)
     drive.write((EventKind.STAGED, {"cmdline": line, **target.as_dict()}), phase_event(Phase.STAGED))
     drive.check_stop()
-    _load(drive, session, target, line, attempt)
+    _load(drive, session, facts, target, line, attempt)
     drive.check_stop()
     prober.start()
     told_at = _jump(drive, session, attempt)
@@ -92,7 +93,9 @@ def _command_line(drive: HostDrive, facts: HostFacts, target: Target, attempt: A
         ) from error
 
 
-def _load(drive: HostDrive, session: Session, target: Target, line: str, attempt: AttemptRecord) -> None:
+def _load(
+    drive: HostDrive, session: Session, facts: HostFacts, target: Target, line: str, attempt: AttemptRecord
+) -> None:
     deadlines = drive.spec.playbook.deadlines
     flags = attempt.flags | (0 if target.initrd else NO_INITRAMFS)
     answer = session.agent.load(
@@ -117,7 +120,7 @@ def _load(drive: HostDrive, session: Session, target: Target, line: str, attempt
                 code="still_loading",
             )
         answer = session.agent.load_wait(drive.claim(attempt), patience.sooner(deadlines.load))
-    placement = _placement(answer, target)
+    placement = _placement(answer, facts, target)
     loaded = _loaded_event(answer, placement)
     if answer.state != "loaded":
         session.agent.unload(drive.claim(attempt), Deadline.after(deadlines.load))
@@ -133,12 +136,14 @@ def _load(drive: HostDrive, session: Session, target: Target, line: str, attempt
     drive.write((EventKind.LOADED, loaded), phase_event(Phase.LOADED))
 
 
-def _placement(answer: LoadAnswer, target: Target) -> Placement:
+def _placement(answer: LoadAnswer, facts: HostFacts, target: Target) -> Placement:
     return parse_placement(
         answer.log,
+        facts,
+        kernel_alignment=target.header.kernel_alignment,
         before=answer.cma_before,
         after=answer.cma_after,
-        kernel_alignment=target.header.kernel_alignment,
+        log_complete=answer.log_complete,
     )
 
 
@@ -153,7 +158,7 @@ def _loaded_event(answer: LoadAnswer, placement: Placement) -> dict[str, Any]:
         "log_complete": answer.log_complete,
         "cma_before": answer.cma_before,
         "cma_after": answer.cma_after,
-        "placement": placement.as_dict(),
+        "placement": asdict(placement),
     }
 
 

@@ -57,9 +57,7 @@ def _measure(
     deadline: Deadline,
 ) -> dict[str, Any]:
     facts = parse_facts(raw)
-    samples = downtime.samples_from_clock(
-        session.agent.clock(deadline), tick_s=facts.tick_s, invariant=facts.invariant_counter
-    )
+    samples = downtime.samples_from_clock(session.agent.clock(deadline), facts)
     stamp = downtime.stamp_from_arm(attempt.armed or {}, stamped=_stamped(session, attempt, deadline))
     figures: dict[str, Measurement] = {
         "hot_phase": downtime.hot_phase(stamp, samples, kexec_proven=True),
