@@ -13,8 +13,7 @@ LOG=$ROOT/build/log/$(basename "$0").log
 PIP_TRIES=3
 MISSING=()
 # Administrators' tools (mke2fs, sshd) are not on a plain user's PATH in Debian.
-PATH=$VENV/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
-export PATH
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 say() { printf '%s: %s\n' "$ME" "$*" >&2; }
 
@@ -119,16 +118,16 @@ SUDO=()
 
 become_root() {
   [ "$(id -u)" -eq 0 ] && return
-  local by_hand="as root: apt-get install ${MISSING[*]}"
-  have sudo >/dev/null || die "root or sudo is needed to install packages; run this, then start again, $by_hand"
+  local by_hand="run this as root, then start again: apt-get install ${MISSING[*]}"
+  have sudo >/dev/null || die "root or sudo is needed to install packages; $by_hand"
   if sudo -n true 2>/dev/null; then
     SUDO=(sudo -n)
   elif [ -t 0 ] && [ "${CI:-}" != true ]; then
     say "sudo may ask for your password, to install: ${MISSING[*]}"
     SUDO=(sudo)
-    sudo -v || die "sudo refused; run this, then start again, $by_hand"
+    sudo -v || die "sudo refused; $by_hand"
   else
-    die "sudo asks for a password and nobody is there to type it; run this, then start again, $by_hand"
+    die "sudo asks for a password and nobody is there to type it; $by_hand"
   fi
 }
 
@@ -216,6 +215,8 @@ python_found() {
       return 0
     fi
   done
+  [ -z "${KEXEC_FLEET_PYTHON:-}" ] ||
+    die "KEXEC_FLEET_PYTHON=$KEXEC_FLEET_PYTHON does not serve: Python 3.11 or newer with venv and ssl is needed; see $LOG"
   return 1
 }
 
@@ -311,6 +312,7 @@ set_up() {
     ;;
   *) has_dev_already || make_venv '' ;;
   esac
+  export PATH=$VENV/bin:$PATH
   exec 9>&-
 }
 
