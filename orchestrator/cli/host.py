@@ -41,7 +41,7 @@ def facts(hosts: Hosts, inventory: InventoryFile, as_json: Json = False) -> None
 
 @host_app.command("clean")
 def clean(hosts: Hosts, inventory: InventoryFile, journal: JournalFile = None, as_json: Json = False) -> None:
-    """Remove artifacts and run state of ours, and unload what is loaded. Refused while a rollout is at work there."""
+    """Remove artifacts and run state of ours; refused while a rollout is at work there."""
     with errors_to_exit(as_json=as_json):
         from orchestrator.cli.rollout import open_journal
 
@@ -78,9 +78,8 @@ def _on_each(
         known = load_inventory(inventory)
         chosen = [known.hosts[name] for name in select(selector, known).hosts]
         with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-            answers = dict(
-                zip([h.name for h in chosen], pool.map(lambda h: _one(h, work), chosen), strict=True)
-            )
+            given = pool.map(lambda host: _one(host, work), chosen)
+            answers = {host.name: answer for host, answer in zip(chosen, given, strict=True)}
         if as_json:
             print_json({"hosts": answers})
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.domain.selector import select
+from orchestrator.domain.plan import check_command_line, choose_hosts
 from orchestrator.domain.strategy import waves
 from orchestrator.journal.spec import RolloutSpec
 from orchestrator.loading.images import inspect_images
@@ -26,9 +26,7 @@ def prepare(playbook: Path, inventory: Path, limit: str | None) -> Prepared:
     hosts = load_inventory(inventory)
     plays = load_playbook(playbook, hosts)
     images = inspect_images(plays)
-    chosen = select(plays.hosts, hosts, position=plays.written_at("hosts")).hosts
-    if limit is not None:
-        within = set(select(limit, hosts).hosts)
-        chosen = tuple(name for name in chosen if name in within)
+    check_command_line(plays, images)
+    chosen = choose_hosts(plays, hosts, limit).hosts
     spec = RolloutSpec(playbook=plays, inventory=hosts, images=images, limit=limit)
     return Prepared(spec, waves(chosen, plays.waves))
