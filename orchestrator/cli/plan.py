@@ -119,8 +119,8 @@ def _print_plan(plan: Plan) -> None:
     hosts = sum(len(wave) for wave in plan.waves)
     console.print(f"{plan.playbook}: {_count(hosts, 'host')} in {_count(len(plan.waves), 'wave')}")
     console.print(f"  target: {plan.target}")
-    console.print(f"  jump: {plan.jump}; at most {plan.at_once} at once; no new host starts when more than")
-    console.print(f"  {plan.may_fail} of them failed, could not be reached or were lost")
+    console.print(f"  jump: {plan.jump}, at most {_count(plan.at_once, 'host')} at once")
+    console.print(f"  failure budget: {plan.may_fail} (failed, unreachable or lost) of {hosts}")
     if not plan.with_facts:
         console.print("  no host was asked: what each can do is seen when it is (or now, with --facts)")
     for number in range(1, len(plan.waves) + 1):

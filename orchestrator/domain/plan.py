@@ -237,8 +237,9 @@ class _Planner:
         """The ladder in words, while nothing is known of the host."""
         attempts = self.playbook.attempts
         many = "1 attempt" if attempts == 1 else f"up to {attempts} attempts"
+        then = "" if attempts == 1 else ", NO_CMA after a failure with CMA"
         way = {
-            CmaPolicy.PREFER: "CMA where its kernel and memory allow it, NO_CMA after a failure with CMA",
+            CmaPolicy.PREFER: f"CMA where its kernel and memory allow it{then}",
             CmaPolicy.REQUIRE: "CMA, or failed",
             CmaPolicy.NEVER: "NO_CMA",
         }[self.playbook.cma]

@@ -42,10 +42,10 @@ class AfterFailure(StrEnum):
 class _Files(Value):
     """An image, its initrd, and what their bytes must hash to."""
 
-    image: Text = Field(min_length=1)
-    initrd: Text | None = None
-    image_sha256: str | None = Field(default=None, pattern=_SHA256)
-    initrd_sha256: str | None = Field(default=None, pattern=_SHA256)
+    image: Text = Field(min_length=1, description="kernel image: a bzImage, or an arm64 Image")
+    initrd: Text | None = Field(default=None, description="initrd that belongs to it")
+    image_sha256: str | None = Field(default=None, pattern=_SHA256, description="hex digest of the image")
+    initrd_sha256: str | None = Field(default=None, pattern=_SHA256, description="hex digest of the initrd")
 
     @field_validator("image_sha256", "initrd_sha256", mode="before")
     @classmethod
@@ -82,9 +82,15 @@ class HostImage(_Files):
 class Kernel(Value):
     """The target kernel: exactly one of the two places."""
 
-    on_controller: ControllerImage | None = None
-    on_host: HostImage | None = None
-    release: Text | None = None  # what uname -r must say afterwards; None: what the image's header says
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["on_controller"]}, {"required": ["on_host"]}]}
+    )
+
+    on_controller: ControllerImage | None = Field(default=None, description="files on this machine")
+    on_host: HostImage | None = Field(default=None, description="files that each host has already")
+    release: Text | None = Field(
+        default=None, description="what uname -r must say afterwards; else what the image's header says"
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -115,9 +121,11 @@ def _check_words(texts: tuple[str, ...]) -> tuple[str, ...]:
 class CommandLine(Value):
     """How the new kernel's command line is made; our own options go before ` -- `."""
 
-    reuse: bool = True
-    append: Words = ()
-    remove: Words = ()  # parameter names (`quiet`, `console`) or whole words (`console=ttyS0`)
+    reuse: bool = Field(default=True, description="start from the running command line")
+    append: Words = Field(default=(), description="words to add at the end")
+    remove: Words = Field(
+        default=(), description="parameter names (`quiet`, `console`) or whole words (`console=ttyS0`)"
+    )
 
     _append_words = field_validator("append")(_check_words)
     _remove_words = field_validator("remove")(_check_words)
@@ -135,14 +143,14 @@ class CommandLine(Value):
 class Deadlines(Value):
     """Seconds per phase; each wait of a rollout is one of these."""
 
-    connect: Seconds = 60
-    facts: Seconds = 60
-    stage: Seconds = 900
-    load: Seconds = 180
-    jump: Seconds = 60  # armed and told to go
-    stop: Seconds = 300  # systemd jump: the orderly stop
-    return_: Seconds = Field(default=600, alias="return")  # dark until the host answers again
-    verify: Seconds = 180
+    connect: Seconds = Field(default=60, description="to log in")
+    facts: Seconds = Field(default=60, description="to read what the host is")
+    stage: Seconds = Field(default=900, description="to copy and hash the files")
+    load: Seconds = Field(default=180, description="to load the image")
+    jump: Seconds = Field(default=60, description="from armed to gone")
+    stop: Seconds = Field(default=300, description="`jump: systemd`: the orderly stop of services")
+    return_: Seconds = Field(default=600, alias="return", description="dark until the host answers again")
+    verify: Seconds = Field(default=180, description="for the checks after the boot")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -206,9 +214,13 @@ class WaveSize(_Share):
 class Checks(Value):
     """Which checks run after the boot and what they tolerate."""
 
-    skip: Words = ()
-    log_ignore: Words = ()  # regular expressions for kernel log lines that are no failure
-    ssh_sessions: int = Field(default=2, ge=1, le=10)
+    skip: Words = Field(default=(), description="names of checks not to run")
+    log_ignore: Words = Field(
+        default=(), description="regular expressions for kernel log lines that are no failure"
+    )
+    ssh_sessions: int = Field(
+        default=2, ge=1, le=10, description="fresh SSH sessions that must work in a row"
+    )
 
     @field_validator("log_ignore")
     @classmethod
@@ -226,21 +238,25 @@ class Checks(Value):
 class Playbook(Value):
     """One validated playbook."""
 
-    name: Text = Field(min_length=1)
-    hosts: Text = "all"  # selector
-    kernel: Kernel
+    name: Text = Field(min_length=1, description="names the rollout in lists and reports")
+    hosts: Text = Field(default="all", description="selector: `web & !canary`, `kernel<7`, `all`")
+    kernel: Kernel = Field(description="the kernel to move to")
     cmdline: CommandLine = CommandLine()
     cma: CmaPolicy = CmaPolicy.PREFER
-    attempts: int = Field(default=3, ge=1, le=10)
+    attempts: int = Field(default=3, ge=1, le=10, description="loads and jumps per host")
     after_failure: AfterFailure = AfterFailure.RETRY
     jump: JumpMethod = JumpMethod.DIRECT
-    waves: tuple[WaveSize, ...] = Field(default=(WaveSize(percent=100),), min_length=1)
-    partial: bool = False  # the last wave leaves a part of the fleet as it is, and that is meant
-    at_once: int = Field(default=10, ge=1)
+    waves: tuple[WaveSize, ...] = Field(
+        default=(WaveSize(percent=100),), min_length=1, description="[1, 50%, 100%]: cumulative, growing"
+    )
+    partial: bool = Field(
+        default=False, description="the last wave leaves a part of the fleet as it is, and that is meant"
+    )
+    at_once: int = Field(default=10, ge=1, description="hosts under way at the same time, at most")
     failure_budget: FailureBudget = FailureBudget(count=0)
     deadlines: Deadlines = Deadlines()
     checks: Checks = Checks()
-    even_if_current: bool = False  # jump also where the target already runs
+    even_if_current: bool = Field(default=False, description="jump also where the target already runs")
 
     @model_validator(mode="before")
     @classmethod
