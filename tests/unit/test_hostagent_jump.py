@@ -1,0 +1,219 @@
+"""From claim to reboot(2): one jump an attempt, and nothing left loaded when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.hostagent_harness import LOG_LINE, OTHER_BOOT, Host, alive, claim, host_in, until
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with host_in(tmp_path) as host:
+        yield host
+
+
+def test_a_direct_jump_happens_once_and_at_the_appointment(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    armed = agent.armed(host, mine, lead=0.5)
+    assert agent.ask("go", mine, appointment=armed["appointment"]) == {"going": True}
+    [jump] = until(lambda: host.calls("reboot"), "reboot(2)")
+    wanted = armed["monotonic_raw_ns"] / 1e9 + 0.5
+    assert jump["raw"] == pytest.approx(wanted, abs=0.05)
+    assert jump["raw"] > wanted - 0.001
+    assert host.names() == ["load", "reboot"]
+    assert host.record()["phase"] == "told"
+    assert len([call for call in host.calls("sync") if call["at"] < jump["at"]]) == 2
+
+
+def test_a_second_go_changes_nothing(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    armed = agent.armed(host, mine, lead=0.4)
+    agent.ask("go", mine, appointment=armed["appointment"])
+    again = agent.refused("go", mine, deadline=1.0, appointment=armed["appointment"])
+    assert (again["code"], again["detail"]["phase"]) == ("busy", "told")
+    until(lambda: host.calls("reboot"), "reboot(2)")
+    agent.kill()
+    assert host.names() == ["load", "reboot"]
+
+
+def test_a_jump_that_the_kernel_refuses_is_written_down_and_unloaded(host: Host) -> None:
+    host.behave(reboot_errno=16)
+    agent, mine = host.agent(), claim()
+    armed = agent.armed(host, mine, lead=0.2)
+    agent.ask("go", mine, appointment=armed["appointment"])
+    until(lambda: host.record()["phase"] == "jump_refused", "the refusal on record")
+    status = agent.ask("status")
+    assert status["phase"] == "jump_refused"
+    assert status["note"]["errname"] == "EBUSY"
+    assert host.names() == ["load", "reboot", "unload"]
+    assert not host.loaded()
+    # The same attempt is spent: it can be neither loaded nor told again.
+    assert agent.refused("go", mine, appointment=armed["appointment"])["code"] == "not_armed"
+    agent.ask("claim", mine)
+    assert agent.refused("load", mine, kernel="/x", cmdline="", hold=1.0)["code"] == "spent"
+
+
+def test_a_late_go_stays_armed_and_can_be_armed_again(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    armed = agent.armed(host, mine, lead=0.0005)
+    error = agent.refused("go", mine, appointment=armed["appointment"])
+    assert error["code"] == "too_late"
+    assert agent.ask("status")["phase"] == "armed"
+    again = agent.ask("arm", mine, lead=0.3, span=0.05)
+    assert agent.refused("go", mine, appointment=armed["appointment"])["code"] == "not_armed"
+    agent.ask("go", mine, appointment=again["appointment"])
+    until(lambda: host.calls("reboot"), "reboot(2)")
+    assert host.names() == ["load", "reboot"]
+
+
+def test_go_without_arm_or_after_disarm_is_refused(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    assert agent.refused("go", mine, appointment=1)["code"] == "not_armed"
+    agent.load(host, mine)
+    assert agent.refused("go", mine, appointment=1)["code"] == "not_armed"
+    armed = agent.ask("arm", mine, lead=0.3, span=0.05)
+    assert agent.ask("disarm", mine) == {"phase": "loaded"}
+    assert agent.refused("go", mine, appointment=armed["appointment"])["code"] == "not_armed"
+    assert agent.ask("status")["phase"] == "loaded"
+    assert host.calls("reboot") == []
+
+
+@pytest.mark.parametrize("phase", ["loading", "loaded", "armed"])
+def test_a_killed_session_leaves_nothing_loaded(host: Host, phase: str) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    if phase == "loading":
+        host.behave(load_seconds=1.0)
+        assert agent.load(host, mine, deadline=0.3)["state"] == "loading"
+    else:
+        agent.load(host, mine)
+    if phase == "armed":
+        agent.ask("arm", mine, lead=30.0, span=0.05)
+    assert host.record()["phase"] == phase
+    keeper = host.keeper_pid()
+    agent.kill()
+    until(lambda: not alive(keeper), "the keeper's end")
+    assert host.names() == ["load", "unload"]
+    assert not host.loaded()
+    if phase == "loading":
+        # The load was let go to its end: a killed load leaks CMA.
+        assert len(host.calls("load_ended")) == 1
+
+
+def test_a_session_killed_after_go_changes_nothing(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    armed = agent.armed(host, mine, lead=0.8)
+    agent.ask("go", mine, appointment=armed["appointment"])
+    agent.kill()
+    until(lambda: host.calls("reboot"), "reboot(2)")
+    assert host.names() == ["load", "reboot"]
+
+
+@pytest.mark.parametrize("phase", ["loading", "loaded", "armed", "told"])
+def test_a_killed_keeper_leaves_nothing_loaded(host: Host, phase: str) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    if phase == "loading":
+        host.behave(load_seconds=30.0)
+        assert agent.load(host, mine, deadline=0.3)["state"] == "loading"
+    else:
+        agent.load(host, mine)
+    if phase in ("armed", "told"):
+        armed = agent.ask("arm", mine, lead=3.0, span=0.05)
+    if phase == "told":
+        agent.ask("go", mine, appointment=armed["appointment"])
+    assert host.record()["phase"] == phase
+    os.kill(host.keeper_pid(), signal.SIGKILL)
+    until(lambda: host.names() == ["load", "unload"], "the session's unload")
+    status = until(lambda: (s := agent.ask("status"))["recorded_phase"] != phase and s, "the new phase")
+    assert status["phase"] == ("jump_refused" if phase == "told" else "claimed")
+    assert status["note"]["why"] == "keeper killed"
+    assert not status["keeper_alive"]
+    code = agent.refused("go", mine, appointment=1)["code"]
+    assert code == "not_armed"
+
+
+def test_a_keeper_ignores_the_signals_of_a_stopping_scope(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    agent.armed(host, mine)
+    keeper = host.keeper_pid()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+        os.kill(keeper, number)
+    assert agent.ask("disarm", mine) == {"phase": "loaded"}
+    assert alive(keeper)
+    agent.process.terminate()
+    until(lambda: not alive(keeper), "the keeper's end after the session's")
+    assert host.names() == ["load", "unload"]
+
+
+def test_the_hold_timer_unloads(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    agent.load(host, mine, hold=0.4)
+    until(lambda: not host.loaded(), "the unload")
+    until(lambda: agent.ask("status")["phase"] == "claimed", "phase claimed")
+    error = agent.refused("arm", mine, lead=1.0)
+    assert error["code"] == "not_loaded"
+    assert "hold" in error["message"]
+
+
+def test_another_boot_is_never_driven(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    armed = agent.armed(host, mine, lead=5.0)
+    wrong = claim(boot_id=OTHER_BOOT)
+    for op in ("claim", "go", "unload"):
+        assert agent.refused(op, wrong, appointment=armed["appointment"])["code"] == "wrong_boot"
+    assert host.names() == ["load"]
+
+
+def test_a_load_past_its_deadline_goes_on(host: Host) -> None:
+    host.behave(load_seconds=1.2)
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    first = agent.load(host, mine, deadline=0.3)
+    assert first["state"] == "loading"
+    assert agent.ask("status")["phase"] == "loading"
+    assert agent.refused("unload", mine, deadline=0.2)["detail"]["phase"] == "loading"
+    assert agent.refused("arm", mine, deadline=0.2, lead=1.0)["detail"]["phase"] == "loading"
+    assert agent.ask("load_wait", mine, deadline=0.1)["state"] == "loading"
+    done = agent.ask("load_wait", mine)
+    assert (done["state"], done["kexec_loaded"], done["errno"]) == ("loaded", 1, None)
+    assert done["seconds"] >= 1.2
+    assert done["log"] == [LOG_LINE]
+    assert done["log_complete"]
+    # Asked again it says the same.
+    assert agent.ask("load_wait", mine) == done
+    assert agent.ask("unload", mine)["kexec_loaded"] == 0
+    assert agent.ask("unload", mine)["kexec_loaded"] == 0
+
+
+def test_a_refused_load_leaves_nothing_loaded_not_even_a_spacer(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    agent.load(host, mine)
+    host.behave(load_errno=22)
+    answer = agent.load(host, mine, flags=0x10)
+    assert (answer["state"], answer["errname"], answer["kexec_loaded"]) == ("refused", "EINVAL", 0)
+    assert host.calls("load")[1]["flags"] == 0x18
+    assert host.names() == ["load", "load", "unload"]
+    host.behave()
+    assert agent.load(host, mine)["state"] == "loaded"
+
+
+def test_a_second_load_follows_a_spacer_in_the_same_keeper(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    agent.load(host, mine)
+    first = host.keeper_pid()
+    agent.load(host, mine)
+    assert host.keeper_pid() == first
+    assert host.names() == ["load", "load"]
+    agent.ask("arm", mine, lead=5.0, span=0.05)
+    assert agent.refused("load", mine, kernel="/x", cmdline="", hold=1.0)["detail"]["phase"] == "armed"

@@ -1,0 +1,98 @@
+"""Small reads and writes: text of /proc and /sys, atomic JSON, hashes through a descriptor."""
+
+import hashlib
+import json
+import os
+from typing import Any, List, Optional
+
+_BLOCK = 1 << 20
+
+
+def read_text(path: str, limit: int = 1 << 20) -> Optional[str]:
+    """The file's text (at most `limit` bytes, undecodable ones replaced), or None where it cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(limit).decode("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def read_line(path: str) -> Optional[str]:
+    """The file's text without surrounding white space, or None."""
+    text = read_text(path)
+    return None if text is None else text.strip()
+
+
+def read_int(path: str) -> Optional[int]:
+    """The file's one number (decimal), or None."""
+    text = read_line(path)
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None
+
+
+def names(path: str) -> List[str]:
+    """The directory's entries, sorted; empty where it cannot be read."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def link_name(path: str) -> Optional[str]:
+    """The last part of a symbolic link's target (how /sys names drivers), or None."""
+    try:
+        return os.path.basename(os.readlink(path))
+    except OSError:
+        return None
+
+
+def read_json(path: str) -> Any:
+    """The file's JSON value, or None where there is none or it is damaged."""
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def write_json(path: str, value: Any) -> None:
+    """Replaces the file in one step: a reader without the lock never sees half of it. Raises OSError."""
+    temporary = "{}.{}".format(path, os.getpid())
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        write_all(descriptor, json.dumps(value, sort_keys=True).encode("ascii"))
+    finally:
+        os.close(descriptor)
+    os.rename(temporary, path)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes every byte. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sha256_of(descriptor: int) -> str:
+    """SHA-256 (hex) of the whole file, by pread: the descriptor's position stays where it is."""
+    digest = hashlib.sha256()
+    offset = 0
+    while True:
+        block = os.pread(descriptor, _BLOCK, offset)
+        if not block:
+            return digest.hexdigest()
+        digest.update(block)
+        offset += len(block)
+
+
+def unlink_quietly(path: str) -> bool:
+    """Removes the file; False where there was none or it could not be removed."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""The last moments: keep the appointment and call reboot(2), or ask systemd to; its stamp hook."""
+
+import os
+import threading
+import time
+from typing import Optional, Tuple
+
+from workers.hostagent import counter as counter_module
+from workers.hostagent.claims import Claim
+from workers.hostagent.counter import Counter
+from workers.hostagent.environment import Environment
+from workers.hostagent.files import unlink_quietly, write_all
+from workers.hostagent.processes import run
+
+# Sleep until this long before the appointment, then spin: well over a busy host's wake-up delay. Seconds.
+_SPIN = 0.02
+# A clock that stands still must not let one long sleep run past the appointment. Seconds.
+_NAP = 0.25
+HOOK_NAME = "kexec-fleet-stamp"
+
+# What the hook does behind counter.py's text. systemd-shutdown(8) passes the verb as the first argument.
+_HOOK_TAIL = """
+
+import os
+import sys
+
+if sys.argv[1:2] == ["kexec"]:
+    for path in {paths!r}:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+            os.write(descriptor, "kexec-fleet stamp {{}} {{}}\\n".format({nonce!r},
+            Counter().read()).encode()) os.close(descriptor)
+        except OSError:
+            pass
+"""
+
+
+def sync_aside(env: Environment) -> None:
+    """Syncs once more while the appointment is waited for, in a thread: a slow disk must not delay it."""
+    thread = threading.Thread(target=env.kernel.sync)
+    thread.daemon = True
+    thread.start()
+
+
+def wait_until(counter: Counter, appointment: int, hz: float) -> None:
+    """Returns at the first read of the counter that is not before the appointment."""
+    while True:
+        left = (appointment - counter.read()) / hz
+        if left <= _SPIN:
+            break
+        time.sleep(min(left - _SPIN, _NAP))
+    while counter.read() < appointment:
+        pass
+
+
+def direct(env: Environment, counter: Counter, appointment: int, hz: float) -> OSError:
+    """Jumps at the appointment. Returns only when reboot(2) did, with its error."""
+    wait_until(counter, appointment, hz)
+    try:
+        env.kernel.reboot_kexec()
+    except OSError as error:
+        return error
+    return OSError(0, "reboot(2) returned without an error")
+
+
+def systemd(env: Environment, counter: Counter, appointment: int, hz: float) -> Optional[str]:
+    """Asks systemd to stop everything and to kexec then. None when it took the request, else what it said."""
+    wait_until(counter, appointment, hz)
+    # An image is loaded: systemctl takes that one and does not look for another (load_kexec_kernel, systemd
+    # src/systemctl/systemctl-start-special.c).
+    status, text = run([env.systemctl, "--no-block", "kexec"], 30.0)
+    return None if status == 0 else "systemctl kexec: {} ({})".format(text.strip(), status)
+
+
+def hook_path(env: Environment) -> str:
+    return env.hook_dir + "/" + HOOK_NAME
+
+
+def hook_text(env: Environment, interpreter: str, claim: Claim) -> str:
+    """A program that writes "kexec-fleet stamp <nonce> <counter>" to console and pmsg, where they are."""
+    loader = counter_module.__spec__.loader
+    source = loader.get_source(counter_module.__name__)  # type: ignore[union-attr]
+    tail = _HOOK_TAIL.format(paths=(env.console, env.pmsg), nonce=claim.nonce)
+    return "#!{} -I\n{}{}".format(interpreter, source, tail)
+
+
+def install_hook(env: Environment, interpreter: str, claim: Claim) -> Tuple[bool, str]:
+    """(True, path), or (False, why): without it no hot phase is measured, the jump goes on all the same."""
+    path = hook_path(env)
+    try:
+        descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700)
+        try:
+            write_all(descriptor, hook_text(env, interpreter, claim).encode("utf-8"))
+        finally:
+            os.close(descriptor)
+        os.rename(path + ".new", path)
+    except OSError as error:
+        return False, str(error)
+    return True, path
+
+
+def remove_hook(env: Environment) -> bool:
+    return unlink_quietly(hook_path(env))
