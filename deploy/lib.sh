@@ -215,8 +215,6 @@ python_found() {
       return 0
     fi
   done
-  [ -z "${KEXEC_FLEET_PYTHON:-}" ] ||
-    die "KEXEC_FLEET_PYTHON=$KEXEC_FLEET_PYTHON does not serve: Python 3.11 or newer with venv and ssl is needed; see $LOG"
   return 1
 }
 
@@ -230,7 +228,7 @@ venv_works() {
 venv_has_right_python() {
   local base='import sys; print(sys.base_prefix)'
   [ -z "${KEXEC_FLEET_PYTHON:-}" ] ||
-    [ "$("$KEXEC_FLEET_PYTHON" -c "$base")" = "$("$VENV/bin/python" -c "$base" 2>/dev/null)" ]
+    [ "$("$KEXEC_FLEET_PYTHON" -c "$base" 2>/dev/null)" = "$("$VENV/bin/python" -c "$base" 2>/dev/null)" ]
 }
 
 # What .venv was made from. Another Python, pyproject.toml or choice of extras gives another stamp.
@@ -303,6 +301,8 @@ set_up() {
   exec 9>"$ROOT/build/setup.lock"
   flock -n 9 || { say "another set-up is at work in this tree; waiting for it" && flock 9; }
   : >"$LOG"
+  [ -z "${KEXEC_FLEET_PYTHON:-}" ] || python_found ||
+    die "KEXEC_FLEET_PYTHON=$KEXEC_FLEET_PYTHON does not serve: it takes Python 3.11 or newer, with venv; see $LOG"
   install_packages "$1"
   note_keyring
   case $1 in
