@@ -30,6 +30,11 @@ _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUTH = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _MERGE = "<<"
+# What yaml.SafeLoader itself gives a node; any other tag was written by hand and asks for a type.
+_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value")
+)
 
 
 class WrittenInt(int):
@@ -156,13 +161,13 @@ def _syntax_error(error: yaml.MarkedYAMLError, file: str) -> InputError:
         hint = "YAML is indented with blanks, not tabs"
     elif "could not find expected ':'" in problem or "mapping values are not allowed" in problem:
         hint = "a key needs `: ` behind it, and a text with a colon needs quotes"
-    elif "single document" in problem:
+    elif "another document" in problem:
         problem, hint = "more than one document in the file", "take the `---` line away"
     elif "found undefined alias" in problem:
         hint = "a text that begins with `*` (a glob) or `&` needs quotes"
     elif "cannot start any token" in problem:
         hint = "a text that begins with this character needs quotes"
-    context = f" {error.context}" if error.context and "single document" not in str(error) else ""
+    context = f" {error.context}" if error.context and "document" not in problem else ""
     return InputError(f"not valid YAML: {problem}{context}", hint=hint, position=position)
 
 
@@ -183,6 +188,8 @@ class _Reader:
 
     def read(self, node: yaml.Node, path: ValuePath) -> object:
         """The value of a node at `path`. Aliases are expanded, and counted each time."""
+        if node.tag not in _TAGS:
+            raise self.error(node, f"the tag {node.tag} is not known here", "take it away")
         self.source.values[path] = self.position(node)
         if isinstance(node, yaml.ScalarNode):
             self.count(node)
@@ -245,8 +252,6 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode) -> object:
         """A scalar of the core schema; what is quoted is text."""
-        if node.tag.startswith("!") or node.tag == "tag:yaml.org,2002:binary":
-            raise self.error(node, f"the tag {node.tag} is not known here", "take it away")
         text = str(node.value)
         if node.style:
             return text
@@ -255,6 +260,6 @@ class _Reader:
         if text in _TRUTH:
             return _TRUTH[text]
         # More than 18 digits is no port, count or version, and a float could not hold it.
-        if _INT.match(text) and len(text) <= 18:
-            return WrittenInt.of(text)
+        if _INT.match(text):
+            return WrittenInt.of(text) if len(text) <= 18 else text
         return WrittenFloat.of(text) if _FLOAT.match(text) else text

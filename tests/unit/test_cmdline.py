@@ -109,7 +109,9 @@ def test_limit_counts_bytes_with_the_nul() -> None:
         make("ö" * 1000, limit=limit)
 
 
-@pytest.mark.parametrize("words", ["--", "a -- b", 'a="b', "a\nb", "", "kexec_fleet.nonce=x", "kexec-fleet.x"])
+@pytest.mark.parametrize(
+    "words", ["--", "a -- b", 'a="b', "a\nb", "", "kexec_fleet.nonce=x", "kexec-fleet.x"]
+)
 def test_words_that_would_change_meaning_are_refused(words: str) -> None:
     with pytest.raises(ValueError):
         CommandLine(append=(words,))
@@ -122,7 +124,15 @@ def test_remove_without_reuse_is_a_contradiction() -> None:
 
 WORD = st.from_regex(r'[a-z_.-]{1,8}(=("[a-z =-]{0,6}"|[a-z0-9,/]{0,6}))?', fullmatch=True)
 EXTRA = st.sampled_from(
-    ["--", "panic=5", "BOOT_IMAGE=/x", "initrd=/y", "kexec_fleet.added=quiet,panic", 'x="open', "retain_initrd"]
+    [
+        "--",
+        "panic=5",
+        "BOOT_IMAGE=/x",
+        "initrd=/y",
+        "kexec_fleet.added=quiet,panic",
+        'x="open',
+        "retain_initrd",
+    ]
 )
 LINE = st.lists(WORD | EXTRA, max_size=12).map(" ".join)
 WORDS = st.lists(WORD.filter(lambda word: word != "--"), max_size=3).map(tuple)
@@ -139,7 +149,9 @@ def test_applied_to_its_own_result_it_only_changes_the_nonce(
 
 
 @given(LINE, WORDS)
-def test_the_kernel_sees_our_nonce_once_and_inits_words_unchanged(running: str, append: tuple[str, ...]) -> None:
+def test_the_kernel_sees_our_nonce_once_and_inits_words_unchanged(
+    running: str, append: tuple[str, ...]
+) -> None:
     line = new_command_line(running, CommandLine(append=append), "abc", (), 1 << 20)
     kernel_words, init_words = split_init(split_words(line))
     assert kernel_words.count(f"{NONCE}=abc") == 1
