@@ -69,6 +69,7 @@ need() {
 check_packages() {
   MISSING=()
   need "Python 3.11 or newer with venv, for .venv" "python3 python3-venv" python_found
+  need "lets pip know whom it talks to" ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
   need "runs the lab's virtual machines" "qemu-system-x86 seabios ipxe-qemu" qemu_runs
   need "makes the virtual machines' disks" qemu-utils have qemu-img
   need "builds the lab's Debian" mmdebstrap have mmdebstrap
@@ -85,6 +86,7 @@ check_packages() {
 }
 
 check_test_packages() {
+  need "tests: lists the project's files" git have git
   need "tests: a real SSH server" openssh-server have sshd
   # redis-tools carries the server's program without the service; link_redis gives it its name.
   need "tests: a real Redis" redis-tools redis_found
