@@ -32,7 +32,13 @@ class Candidates:
         self._fetched: dict[str, LabKernel | None] = {}
 
     def __iter__(self) -> Iterator[Found]:
-        for item in self._items:
+        return self._walk(self._items)
+
+    def __reversed__(self) -> Iterator[Found]:
+        return self._walk(self._items[::-1])
+
+    def _walk(self, items: list[AvailableKernel]) -> Iterator[Found]:
+        for item in items:
             if item.release not in self._fetched:
                 try:
                     self._fetched[item.release] = self._fetch(item)
@@ -43,12 +49,15 @@ class Candidates:
             if kernel is not None:
                 yield Found(item, kernel)
 
-    def first(self, wanted: Callable[[Found], bool]) -> Found | None:
+    def newest(self, wanted: Callable[[Found], bool]) -> Found | None:
         return next((found for found in self if wanted(found)), None)
+
+    def oldest(self, wanted: Callable[[Found], bool]) -> Found | None:
+        return next((found for found in reversed(self) if wanted(found)), None)
 
 
 def default_target(candidates: Candidates) -> Found:
-    found = candidates.first(lambda item: bool(item.kernel.capabilities.cma))
+    found = candidates.newest(lambda item: bool(item.kernel.capabilities.cma))
     if found is None:
         raise LabError(
             "no available kernel has CONFIG_CMA", hint="name a target: --target VERSION or /path/vmlinuz"
@@ -62,18 +71,19 @@ def default_fleet(
     """Two hosts that can place in CMA, one that knows the flag only, one that knows neither. None of them runs
     the target's series where there is a choice: a host that is there already would have nowhere to move."""
 
-    def moves(found: Found) -> bool:
-        return not target.release.startswith(found.item.series + ".")
+    def can_place(found: Found) -> bool:
+        return bool(found.kernel.capabilities.cma) and not target.release.startswith(found.item.series + ".")
 
-    wanted: list[tuple[str, Callable[[Found], bool]]] = [
-        ("cma1", lambda item: bool(item.kernel.capabilities.cma) and moves(item)),
-        ("cma2", lambda item: bool(item.kernel.capabilities.cma) and moves(item)),
-        ("flag1", lambda item: item.kernel.capabilities.role == "flag"),
-        ("old1", lambda item: item.kernel.capabilities.role == "old"),
-    ]
+    placing = candidates.newest(can_place)
+    # The oldest that knows neither is the distribution's stable kernel, not one that was passing through.
+    wanted = {
+        "cma1": placing,
+        "cma2": placing,
+        "flag1": candidates.newest(lambda found: found.kernel.capabilities.role == "flag"),
+        "old1": candidates.oldest(lambda found: found.kernel.capabilities.role == "old"),
+    }
     specs = []
-    for name, condition in wanted:
-        found = candidates.first(condition)
+    for name, found in wanted.items():
         if found is None:
             say.notice(progress, f"no available kernel fits {name}: left out")
         else:

@@ -29,6 +29,9 @@ def ssh_arguments(
         "StrictHostKeyChecking": "yes",
         "LogLevel": "ERROR",
         "ConnectTimeout": "30",
+        # A guest that dies keeps its forwarded port open: without these a client would hang for ever.
+        "ServerAliveInterval": "15",
+        "ServerAliveCountMax": "8",
         **({"BatchMode": "yes"} if batch else {}),
     }
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -29,6 +30,9 @@ CONSOLE_BYTES = 64 << 20
 SSH_IN_GUEST = 22
 SERVICE_IN_GUEST = 7777
 SERVICE_GREETING = "kexec-fleet-lab "
+# QEMU takes a pipe chardev's name and opens NAME.in and NAME.out.
+CONSOLE_IN, CONSOLE_OUT, LOGGER_READY = "console.in", "console.out", "console.ready"
+LEFTOVERS = ("qmp.sock", CONSOLE_IN, CONSOLE_OUT, LOGGER_READY, "qemu.pid", "process.json")
 PROCESS_MARKS = (QEMU, "console_logger.py")
 
 
@@ -65,7 +69,7 @@ def qemu_arguments(config: VmConfig) -> list[str]:
         "-smp", str(config.cpus), "-m", f"{config.memory >> 20}M",
         # The firmware's boot: a reset without a kexec always comes back to this kernel.
         "-kernel", config.vmlinuz, "-initrd", config.initrd, "-append", config.cmdline,
-        "-chardev", "socket,id=console,path=console.sock,server=off", "-serial", "chardev:console",
+        "-chardev", "pipe,id=console,path=console", "-serial", "chardev:console",
         "-chardev", "socket,id=monitor,path=qmp.sock,server=on,wait=off", "-mon", "chardev=monitor,mode=control",
         "-drive", "file=disk.qcow2,format=qcow2,if=none,id=root",
         "-device", "virtio-blk-pci,drive=root,serial=lab-root",
@@ -158,17 +162,19 @@ class Vm:
         """What an earlier QEMU left, a half-started one included."""
         for process in find_in_folder(self.folder, PROCESS_MARKS):
             stop(process)
-        for name in ("qmp.sock", "console.sock", "console.sock.new", "qemu.pid", "process.json"):
+        for name in LEFTOVERS:
             (self.folder / name).unlink(missing_ok=True)
 
     def _start_logger(self) -> None:
         script = str(Path(console_logger.__file__).resolve())
         log = self.folder / "logger.log"
-        arguments = [sys.executable, "-I", script, "console.sock", self.console_path.name, str(CONSOLE_BYTES)]
-        process = spawn_detached(arguments, cwd=self.folder, log=log)
+        for fifo in (CONSOLE_IN, CONSOLE_OUT):
+            os.mkfifo(self.folder / fifo, 0o600)
+        arguments = [CONSOLE_OUT, self.console_path.name, str(CONSOLE_BYTES), LOGGER_READY]
+        process = spawn_detached([sys.executable, "-I", script, *arguments], cwd=self.folder, log=log)
         deadline = time.monotonic() + LOGGER_SECONDS
         while process is not None and is_alive(process) and time.monotonic() < deadline:
-            if (self.folder / "console.sock").exists():
+            if (self.folder / LOGGER_READY).exists():
                 return
             time.sleep(0.02)
         raise LabError(f"the console logger of {self.host} did not start: {log.read_text(errors='replace')}")
