@@ -109,20 +109,28 @@ class Changing(object):
         """The keeper that holds a loaded image. Raises `code` where there is none, `busy`."""
         keeper = self._keeper()
         if keeper is None:
-            farewell = (self.link.farewell if self.link else None) or {}
-            raise AgentError(
-                code,
-                "nothing is loaded" + (": " + farewell["why"] if "why" in farewell else ""),
-                "load first",
-                detail={"ended": farewell},
-            )
+            raise self._gone(code)
         if keeper.pending_load is not None or keeper.told:
             raise self._store.busy("the keeper cannot be interrupted")
         return keeper
 
+    def _gone(self, code: str) -> AgentError:
+        """There is no keeper, or none any more: nothing is loaded, and nothing will jump."""
+        farewell: Dict[str, Any] = {}
+        if self.link is not None:
+            farewell = self.link.farewell or {"why": "the keeper was killed"}
+        message = "nothing is loaded" + (": {}".format(farewell["why"]) if farewell else "")
+        return AgentError(code, message, "load first", detail={"ended": farewell})
+
     def _ask(
-        self, keeper: KeeperLink, command: str, args: Dict[str, Any], deadline: Deadline
+        self,
+        keeper: KeeperLink,
+        command: str,
+        args: Dict[str, Any],
+        deadline: Deadline,
+        gone: str = "not_loaded",
     ) -> Dict[str, Any]:
+        """The keeper's answer. Raises what it answered, `deadline` (nobody knows then), `gone` where it ended."""
         number = keeper.send(command, args)
         message = keeper.wait(number, deadline.left(), self._hung_up) if number else None
         if message is not None:
@@ -133,7 +141,14 @@ class Changing(object):
             error.detail["unknown"] = True
             error.hint = "ask `status` whether it happened"
             raise error
-        raise self._keeper_died(keeper)
+        raise self._gone(gone)
+
+    def _await_end(self, keeper: KeeperLink) -> None:
+        """The keeper has said its last answer: its end is near, and the next request shall find it gone."""
+        patience = Deadline(10.0)
+        while not keeper.ended and not patience.passed():
+            keeper.receive(0.1)
+        self.notice_keeper()
 
     def _keeper_died(self, keeper: KeeperLink) -> AgentError:
         why = (keeper.farewell or {}).get("why", "it was killed")
@@ -259,6 +274,8 @@ class Changing(object):
             message = keeper.wait(keeper.pending_load, deadline.left(), self._hung_up)
         self.notice_keeper()
         if message is not None:
+            if message.get("result", {}).get("state") != "loaded":
+                self._await_end(keeper)
             return result_of(message)
         if keeper.ended or not keeper.pending_load:
             raise self._keeper_died(keeper)
@@ -270,9 +287,7 @@ class Changing(object):
             if keeper.pending_load is not None or keeper.told:
                 raise self._store.busy("the keeper cannot be interrupted")
             self._ask(keeper, "unload", {}, request.deadline)
-            while not keeper.ended and not request.deadline.passed():
-                keeper.receive(0.1)
-            self.notice_keeper()
+            self._await_end(keeper)
         else:
             with self._store.locked(request.deadline):
                 self._store.require(claim, self._session)
@@ -313,4 +328,4 @@ class Changing(object):
             "deadline": request.deadline.left() * 0.8,
             "interpreter": os.path.realpath(sys.executable or "/usr/bin/python3"),
         }
-        return self._ask(keeper, "go", args, request.deadline)
+        return self._ask(keeper, "go", args, request.deadline, gone="not_armed")
