@@ -55,12 +55,13 @@ class CmaArea:
 
 @dataclass(frozen=True, kw_only=True)
 class NetDevice:
-    """A network interface that has a device behind it."""
+    """A network interface; `driver` None: virtual, or no driver is bound."""
 
     name: str
     mac: str | None
     driver: str | None
     operstate: str | None
+    bus: str | None = None  # the device behind it, "0000:00:03.0" or "virtio1"; None: a virtual interface
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +355,7 @@ def _net(raw: object) -> tuple[NetDevice, ...] | None:
             mac=_lower(optional_text(mapping_of(entry).get("mac"))),
             driver=optional_text(mapping_of(entry).get("driver")),
             operstate=optional_text(mapping_of(entry).get("operstate")),
+            bus=optional_text(mapping_of(entry).get("bus")),
         )
         for name, entry in raw.items()
     )
