@@ -10,9 +10,9 @@ import base64
 import binascii
 import re
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from orchestrator.domain.values import NAME_PATTERN, Invalid, Text
 from orchestrator.domain.values import Value as Value
@@ -173,4 +173,13 @@ class InventoryFile(Value):
     groups: Annotated[
         dict[Name, Annotated[GroupEntry, BeforeValidator(_or_empty)]], BeforeValidator(_or_empty)
     ] = Field(default_factory=dict)
-    hosts: dict[Name, Annotated[HostSettings, BeforeValidator(_or_empty)]] = Field(min_length=1)
+    hosts: dict[Name, Annotated[HostSettings, BeforeValidator(_or_empty)]] = Field(
+        # min_length would count only those hosts that are valid, and call a file of one mistake empty.
+        json_schema_extra={"minProperties": 1}
+    )
+
+    @model_validator(mode="after")
+    def _some_host(self) -> Self:
+        if not self.hosts:
+            raise Invalid("there is no host", "write at least one under `hosts:`", at=("hosts",))
+        return self

@@ -247,7 +247,10 @@ class Playbook(Value):
     after_failure: AfterFailure = AfterFailure.RETRY
     jump: JumpMethod = JumpMethod.DIRECT
     waves: tuple[WaveSize, ...] = Field(
-        default=(WaveSize(percent=100),), min_length=1, description="[1, 50%, 100%]: cumulative, growing"
+        default=(WaveSize(percent=100),),
+        description="[1, 50%, 100%]: cumulative, growing",
+        # min_length would count only those items that are valid, and call a list of one mistake empty.
+        json_schema_extra={"minItems": 1},
     )
     partial: bool = Field(
         default=False, description="the last wave leaves a part of the fleet as it is, and that is meant"
@@ -286,6 +289,8 @@ class Playbook(Value):
 
     @model_validator(mode="after")
     def _possible_waves(self) -> Self:
+        if not self.waves:
+            raise Invalid("there is no wave", "write at least one: [100%]", at=("waves",))
         for index, (before, after) in enumerate(pairwise(self.waves), 1):
             if _shrinks(before.count, after.count) or _shrinks(before.percent, after.percent):
                 raise Invalid(

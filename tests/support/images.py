@@ -1,7 +1,7 @@
 """Small kernel images and initrds made from nothing, so that unit tests need no kernel package.
 
-A bzImage here is a header (Documentation/arch/x86/boot.rst), a version text, and a payload: a packed ELF file with
-one GNU build-id note. It parses like a real one and would not boot.
+A bzImage here is a header (Documentation/arch/x86/boot.rst), a version text, and a payload: a packed ELF file
+with one GNU build-id note. It parses like a real one and would not boot.
 """
 
 from __future__ import annotations
