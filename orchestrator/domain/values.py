@@ -1,8 +1,8 @@
 """What all written values share: the frozen base, where a value was written, and the short forms of scalars.
 
 A field that may be written in more than one way is an `Annotated` type here, so that validation, the
-journal's JSON and the editors' JSON Schema agree. Errors are `Invalid` (a ValueError, as pydantic wants it); loading
-turns them into `InputError` with a position.
+journal's JSON and the editors' JSON Schema agree. Errors are `Invalid` (a ValueError, as pydantic wants it);
+loading turns them into `InputError` with a position.
 """
 
 from __future__ import annotations

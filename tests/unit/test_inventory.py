@@ -98,7 +98,7 @@ def test_key_files_that_are_not_there(tmp_path: Path) -> None:
         ("hosts: {a: {adress: x}}", (1, 13), "unknown key `adress` in `hosts.a`", "`address`"),
         ("host: {a: {}}\nhosts: {a: {}}", (1, 1), "unknown key `host`", "`hosts`"),
         ("groups: {}", (1, 1), "`hosts` is missing", "hosts"),
-        ("hosts: {}", (1, 8), "it is empty", "at least one"),
+        ("hosts: {}", (1, 8), "there is no host", "at least one"),
         ("hosts: [a]", (1, 8), "a mapping is wanted, not a list", "key: value"),
         ("hosts:\n  a:\n  a:\n", (3, 3), "`a` is here twice", "keep one"),
         ("hosts: {all: {}}", (1, 9), "`all` is the selector", "another name"),
@@ -118,7 +118,7 @@ def test_key_files_that_are_not_there(tmp_path: Path) -> None:
         ("groups: {a: {hosts: [a]}}\nhosts: {a: }", (1, 10), "is a group and a host", "rename"),
         (
             "groups: {x: {children: [y]}, y: {children: [x]}}\nhosts: {a: }",
-            (1, 34),
+            (1, 14),
             "contains itself",
             "away",
         ),
@@ -133,6 +133,7 @@ def test_each_mistake_has_its_place(
     assert says in error.message
     assert line(error) == at
     assert hint in error.hint
+    assert not error.others
 
 
 def test_same_address_through_another_jump_host_is_another_host(tmp_path: Path) -> None:
