@@ -1,8 +1,8 @@
 """Which archives an initrd is made of, as the kernel will see them.
 
 Source: unpack_to_rootfs in init/initramfs.c and compressed_formats in lib/decompress.c (Linux 7.2): archives
-stand one behind the other, zero bytes between them are skipped, `0` begins an uncompressed cpio, all else
-must begin with a compressor's magic or is "invalid magic at start of compressed archive".
+stand one behind the other, zero bytes between them are skipped, `0` at a multiple of four begins an
+uncompressed cpio, all else must begin with a compressor's magic or is "invalid magic at start of compressed archive".
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def archive_formats(data: bytes | mmap) -> tuple[str, ...]:
     at = _skip_zeros(data, 0)
     while at < len(data):
         magic = bytes(data[at : at + 6])
-        if magic in _CPIO_MAGICS:
+        if magic in _CPIO_MAGICS and at % 4 == 0:
             found.append("cpio")
             at = _skip_zeros(data, _cpio_end(data, at))
             continue
@@ -92,5 +92,5 @@ def _cpio_end(data: bytes | mmap, at: int) -> int:
 
 
 def _aligned(offset: int) -> int:
-    """Members and their data begin at multiples of four, counted from the archive's own aligned start."""
+    """Members and their data begin at multiples of four."""
     return (offset + 3) & ~3

@@ -113,7 +113,7 @@ def make_plan(
     selection = choose_hosts(playbook, inventory, limit, facts)
     cut = waves(selection.hosts, playbook.waves)
     wave_of = {name: number for number, wave in enumerate(cut, 1) for name in wave}
-    planner = _Planner(playbook, images, selection, facts or {})
+    planner = _Planner(playbook, images, selection, facts)
     return Plan(
         playbook=playbook.name,
         target=describe_target(playbook, images),
@@ -147,12 +147,17 @@ class _Planner:
     """Plans one host after the other."""
 
     def __init__(
-        self, playbook: Playbook, images: Images, selection: Selection, facts: Mapping[str, HostFacts]
+        self,
+        playbook: Playbook,
+        images: Images,
+        selection: Selection,
+        facts: Mapping[str, HostFacts] | None,
     ) -> None:
         self.playbook = playbook
         self.images = images
         self.selection = selection
-        self.facts = facts
+        self.facts = facts or {}
+        self.asked = facts is not None
 
     def plan(self, host: Host, wave: int | None) -> HostPlan:
         """What would be done with `host`."""
@@ -163,7 +168,11 @@ class _Planner:
             steps = self.ladder(facts) if facts else (self.policy(),)
             if not steps:
                 action, reason = Action.REFUSE, self.why_no_step(facts)
-        notes = ("whether it is meant is decided when its facts are there",)
+        notes = []
+        if host.name in self.selection.undecided:
+            notes.append("whether it is meant is decided when its facts are there")
+        if self.asked and wave is not None and host.name not in self.facts:
+            notes.append("it could not be asked")
         return HostPlan(
             host=host.name,
             address=f"{host.address}:{host.port}",
@@ -171,7 +180,7 @@ class _Planner:
             action=action,
             reason=reason,
             steps=steps,
-            notes=notes if host.name in self.selection.undecided else (),
+            notes=tuple(notes),
         )
 
     def known(self, host: Host) -> Mapping[str, str] | None:
