@@ -2,7 +2,8 @@
 
 Source: unpack_to_rootfs in init/initramfs.c and compressed_formats in lib/decompress.c (Linux 7.2): archives
 stand one behind the other, zero bytes between them are skipped, `0` at a multiple of four begins an
-uncompressed cpio, all else must begin with a compressor's magic or is "invalid magic at start of compressed archive".
+uncompressed cpio, all else must begin with a compressor's magic or is "invalid magic at start of compressed
+archive".
 """
 
 from __future__ import annotations

@@ -10,9 +10,17 @@ import base64
 import binascii
 import re
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from orchestrator.domain.values import NAME_PATTERN, Invalid, Text
 from orchestrator.domain.values import Value as Value
@@ -92,9 +100,9 @@ class Probe(Value):
     """A service on the host whose answer proves that the host is up, not a forwarder in front of it."""
 
     kind: ProbeKind = ProbeKind.BANNER
-    port: int = Field(ge=1, le=65535)
-    address: Address | None = None  # the host's own address where not given
-    path: str = Field(default="/", pattern="^/")  # http only
+    port: int = Field(ge=1, le=65535, description="port of the service")
+    address: Address | None = Field(default=None, description="the host's own address where not given")
+    path: str = Field(default="/", pattern="^/", description="`kind: http` only")
 
 
 class Host(Value):
@@ -152,30 +160,40 @@ class HostSettings(Value):
 class GroupEntry(HostSettings):
     """A group: its hosts, groups that it contains, and settings for all of them."""
 
-    hosts: tuple[Text, ...] = ()
-    children: tuple[Text, ...] = ()
+    hosts: tuple[Text, ...] = Field(default=(), description="names of hosts")
+    children: tuple[Text, ...] = Field(default=(), description="names of groups whose hosts belong to it too")
 
 
-def _or_empty(value: object) -> object:
-    """A mapping where YAML has a key with nothing behind it."""
-    return {} if value is None else value
+class _MayBeEmpty:
+    """Annotates a mapping whose key may stand in the YAML with nothing behind it."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: {} if value is None else value, handler(source)
+        )
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"type": "null"}]}
 
 
 class InventoryFile(Value):
     """An inventory as it is written."""
 
-    variables: Annotated[
-        Labels, BeforeValidator(_or_empty), Field(description="for ${name} in playbooks")
-    ] = Field(default_factory=dict)
-    defaults: Annotated[
-        HostSettings, BeforeValidator(_or_empty), Field(description="settings of every host")
-    ] = Field(default_factory=HostSettings)
-    groups: Annotated[
-        dict[Name, Annotated[GroupEntry, BeforeValidator(_or_empty)]], BeforeValidator(_or_empty)
-    ] = Field(default_factory=dict)
-    hosts: dict[Name, Annotated[HostSettings, BeforeValidator(_or_empty)]] = Field(
+    variables: Annotated[Labels, _MayBeEmpty] = Field(
+        default_factory=dict, description="texts for ${name} in playbooks"
+    )
+    defaults: Annotated[HostSettings, _MayBeEmpty] = Field(
+        default_factory=HostSettings, description="settings of every host"
+    )
+    groups: Annotated[dict[Name, Annotated[GroupEntry, _MayBeEmpty]], _MayBeEmpty] = Field(
+        default_factory=dict, description="groups by name"
+    )
+    hosts: dict[Name, Annotated[HostSettings, _MayBeEmpty]] = Field(
+        description="hosts by name",
         # min_length would count only those hosts that are valid, and call a file of one mistake empty.
-        json_schema_extra={"minProperties": 1}
+        json_schema_extra={"minProperties": 1},
     )
 
     @model_validator(mode="after")

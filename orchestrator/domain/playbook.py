@@ -175,8 +175,8 @@ class _Share(Value):
 class FailureBudget(_Share):
     """How many hosts of the whole fleet may fail, be unreachable or be lost before no new one starts."""
 
-    count: int | None = Field(default=None, ge=0)
-    percent: float | None = Field(default=None, ge=0, le=100)
+    count: int | None = Field(default=None, ge=0, description="hosts")
+    percent: float | None = Field(default=None, ge=0, le=100, description="percent of the fleet")
 
     def limit(self, fleet: int) -> int:
         """The number of hosts out of `fleet` that may go wrong; a percentage rounds down."""
@@ -198,8 +198,8 @@ class FailureBudget(_Share):
 class WaveSize(_Share):
     """Up to how much of the fleet is done when the wave ends: a count or a percentage, cumulative."""
 
-    count: int | None = Field(default=None, ge=1)
-    percent: float | None = Field(default=None, gt=0, le=100)
+    count: int | None = Field(default=None, ge=1, description="hosts")
+    percent: float | None = Field(default=None, gt=0, le=100, description="percent of the fleet")
 
     def __str__(self) -> str:
         return str(self.count) if self.count is not None else f"{self.percent:g}%"

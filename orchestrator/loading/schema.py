@@ -13,14 +13,24 @@ _VARIABLE = {"type": "string", "pattern": r"\$\{.+\}"}
 
 def playbook_schema() -> dict[str, Any]:
     """The schema of a playbook; `${name}` may stand for any scalar."""
-    schema = _with_variables(Playbook.model_json_schema())
+    schema = _with_variables(_closed(Playbook.model_json_schema()))
     return {"$schema": _DIALECT, **schema, "title": "kexec-fleet playbook"}
 
 
 def inventory_schema() -> dict[str, Any]:
     """The schema of an inventory."""
-    schema = InventoryFile.model_json_schema()
+    schema = _closed(InventoryFile.model_json_schema())
     return {"$schema": _DIALECT, **schema, "title": "kexec-fleet inventory"}
+
+
+def _closed(schema: Any) -> Any:
+    """`schema` with nothing allowed beside the names of a pattern, as pydantic means it and does not write."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    return {**closed, "additionalProperties": False} if "patternProperties" in schema else closed
 
 
 def _with_variables(schema: Any) -> Any:
