@@ -130,7 +130,7 @@ def _same_device(device: NetDevice, among: list[NetDevice]) -> NetDevice | None:
     """The one with its address, else the one in its place. A bond gives all its slaves one address
     (Documentation/networking/bonding.rst), so of several the one in its place is taken."""
     same = [other for other in among if other.mac == device.mac and other.driver is not None]
-    in_place = [other for other in among if other.bus == device.bus is not None]
+    in_place = [other for other in among if device.bus is not None and other.bus == device.bus]
     both = [other for other in same if other in in_place]
     unbound = [other for other in among if other.mac == device.mac]
     return next(iter([*both, *same, *in_place, *unbound]), None)

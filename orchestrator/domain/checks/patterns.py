@@ -79,9 +79,18 @@ PATTERNS = (
     _failure("AER", r"PCIe Bus Error: severity=", "drivers/pci/pcie/aer.c"),
     _suspect("corrected EDAC", r"EDAC \S+: \d+ CE\b", "drivers/edac/edac_mc.c"),
     _failure("EDAC", r"EDAC \S+: \d+ UE\b", "drivers/edac/edac_mc.c"),
-    _suspect("corrected machine check", r"Machine check events logged", "arch/x86/kernel/cpu/mce/core.c"),
+    # "[Hardware Error]" alone also begins remarks about a TPM's timeouts and records of an earlier boot.
+    _suspect(
+        "corrected machine check",
+        r"Machine check events logged"
+        r"|\[Hardware Error\]: (?:event severity: (?:corrected|info)|Corrected|Deferred)",
+        "arch/x86/kernel/cpu/mce/core.c, drivers/firmware/efi/cper.c, drivers/edac/mce_amd.c",
+    ),
     _failure(
-        "machine check", r"\[Hardware Error\]", "arch/x86/kernel/cpu/mce/core.c, drivers/acpi/apei/ghes.c"
+        "machine check",
+        r"\[Hardware Error\]: (?:CPU \d+: )?"
+        r"(?:Machine [Cc]heck|event severity: |Uncorrected|System Fatal|GHES: )",
+        "arch/x86/kernel/cpu/mce/core.c, drivers/acpi/apei/ghes.c, drivers/edac/mce_amd.c",
     ),
     _failure(
         "IOMMU fault",
