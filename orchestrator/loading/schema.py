@@ -24,7 +24,7 @@ def inventory_schema() -> dict[str, Any]:
 
 
 def _closed(schema: Any) -> Any:
-    """`schema` with nothing allowed beside the names of a pattern, as pydantic means it and does not write."""
+    """`schema` with nothing allowed beside a pattern's names, as pydantic means it and does not write."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
