@@ -107,7 +107,10 @@ install_packages() {
   apt_install "${MISSING[@]}" || die "could not install ${MISSING[*]} (on Ubuntu the component 'universe' is needed)"
   services_stay_off_done
   check_packages "$kind"
-  [ ${#MISSING[@]} -eq 0 ] || die "still missing after the installation: ${MISSING[*]}; see $LOG"
+  [ ${#MISSING[@]} -eq 0 ] || {
+    tail -n 10 "$LOG" | sed 's/^/    /' >&2
+    die "still missing after the installation: ${MISSING[*]}; see $LOG"
+  }
 }
 
 note_keyring() {
