@@ -16,6 +16,9 @@ from orchestrator.journal.store import Journal
 TICK_SECONDS = 1.0
 """How often the journal is read while nothing else wakes the loop."""
 
+NEVER = (0, False)
+"""Stands for a host that nobody ever drove: no fence, no driver."""
+
 CONTROLLER_RENEW_TICKS = 10
 """The controller's lease is renewed every that many ticks, far within its life."""
 
@@ -111,7 +114,8 @@ class Controller:
 
     def _loop(self, lease: Lease) -> tuple[RolloutStatus, str]:
         spec = self._journal.spec(lease.rollout)
-        to_look = {h.host for h in self._journal.hosts(lease.rollout) if h.phase is Phase.LOST}
+        lost = {h.host for h in self._journal.hosts(lease.rollout) if h.phase is Phase.LOST}
+        at_start = self._journal.drivers(lease.rollout)
         wave: int | None = None
         ticks = 0
         while True:
@@ -120,8 +124,10 @@ class Controller:
                 return RolloutStatus.FAILED, "; ".join(failures)
             if self._stopping():
                 return RolloutStatus.INTERRUPTED, "stopped on request; `rollout resume` goes on"
-            under_way = self._dispatcher.in_flight() | self._journal.driven(lease.rollout)
-            to_look -= under_way
+            held = self._journal.drivers(lease.rollout)
+            under_way = self._dispatcher.in_flight() | {host for host, (_, live) in held.items() if live}
+            # A look takes a new fence: where there is one, the host has been looked at since we began.
+            to_look = {host for host in lost if held.get(host, NEVER)[0] == at_start.get(host, NEVER)[0]}
             now_due = due(record, hosts, spec, under_way, to_look)
             wave = self._note_wave(lease, wave, now_due.wave)
             if not now_due.hosts:

@@ -243,18 +243,18 @@ class Journal:
             live = row is not None and row.expires_at > now(connection)
             return row.owner if row is not None and live and not leases.owner_is_dead(row.owner) else None
 
-    def driven(self, rollout: str) -> frozenset[str]:
-        """Hosts of the rollout whose lease somebody who may live holds now."""
+    def drivers(self, rollout: str) -> dict[str, tuple[int, bool]]:
+        """Of each host ever driven: its newest fence, and whether somebody who may live drives it."""
         table = schema.leases
         with read(self._engine) as connection:
+            clock = now(connection)
             rows = connection.execute(
-                select(table.c.host, table.c.owner).where(
-                    (table.c.rollout == rollout)
-                    & (table.c.host != CONTROLLER)
-                    & (table.c.expires_at > now(connection))
-                )
+                select(table).where((table.c.rollout == rollout) & (table.c.host != CONTROLLER))
             ).all()
-        return frozenset(row.host for row in rows if not leases.owner_is_dead(row.owner))
+        return {
+            row.host: (row.fence, row.expires_at > clock and not leases.owner_is_dead(row.owner))
+            for row in rows
+        }
 
     def fence(self) -> int:
         """A new fence for work on a host that belongs to no rollout."""
