@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.host import host_app
 from orchestrator.cli.lab import lab_app
 from orchestrator.cli.output import errors_to_exit
 from orchestrator.cli.plan import check_command, plan_command, schema_command
@@ -26,6 +27,7 @@ app.command("plan")(plan_command)
 app.command("schema")(schema_command)
 app.command("worker")(worker_command)
 app.add_typer(rollout_app, name="rollout")
+app.add_typer(host_app, name="host")
 app.add_typer(lab_app, name="lab")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,17 +12,13 @@ import typer
 
 from orchestrator.cli.options import InventoryFile, Json, Limit
 from orchestrator.cli.output import print_json, stdout_console
-from orchestrator.domain.errors import InputError
 
 if TYPE_CHECKING:
+    from orchestrator.cli.gather import Gathered
     from orchestrator.domain.bootimage import Images
-    from orchestrator.domain.facts import HostFacts
     from orchestrator.domain.inventory import Inventory
     from orchestrator.domain.plan import HostPlan, Plan
     from orchestrator.domain.playbook import Playbook
-
-# Reads the facts of the hosts named, changing nothing; a host that cannot be asked is left out.
-GatherFacts = Callable[["Inventory", Sequence[str]], Mapping[str, "HostFacts"]]
 
 
 class SchemaName(StrEnum):
@@ -61,7 +57,10 @@ def check_command(
     playbook: Annotated[Path | None, typer.Argument(help="Playbook file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Validate an inventory, and a playbook with the files that it names. Touches no host."""
+    """Validate an inventory and a playbook.
+
+    With a playbook also the files that it names. Touches no host.
+    """
     from orchestrator.loading.inventory import check_files, load_inventory
 
     report: dict[str, Any] = {"inventory": str(inventory)}
@@ -77,16 +76,15 @@ def check_command(
     if as_json:
         print_json(report)
         return
-    console = stdout_console()
-    console.print(f"{inventory}: good: {report['hosts']} hosts, {report['groups']} groups")
+    lines = [f"{inventory}: good: {_count(report['hosts'], 'host')}, {_count(report['groups'], 'group')}"]
     if playbook is not None:
         from orchestrator.domain.plan import describe_target
 
-        console.print(f"{playbook}: good: target {describe_target(loaded.playbook, loaded.images)}")
+        lines.append(f"{playbook}: good: target {describe_target(loaded.playbook, loaded.images)}")
+    stdout_console().print("\n".join(lines), soft_wrap=True)
 
 
 def plan_command(
-    context: typer.Context,
     playbook: Annotated[Path, typer.Argument(help="Playbook file.")],
     inventory: InventoryFile,
     limit: Limit = None,
@@ -95,18 +93,29 @@ def plan_command(
         bool, typer.Option("--facts/--no-facts", help="Ask the hosts (reading only) what they can do.")
     ] = False,
 ) -> None:
-    """Print waves and, per host, what would be done and why a host is skipped. Changes nothing."""
+    """Print waves and what would be done to each host.
+
+    And why a host is skipped or refused. Changes nothing; asks the hosts only with --facts.
+    """
     from orchestrator.domain.plan import choose_hosts, make_plan
 
     loaded = load_all(playbook, inventory)
-    gathered: Mapping[str, HostFacts] | None = None
+    gathered: Gathered | None = None
     if facts:
-        gather: GatherFacts | None = context.obj
-        if gather is None:
-            raise InputError("`--facts` is not available here", hint="leave it out")
-        hosts = choose_hosts(loaded.playbook, loaded.inventory, limit).hosts
-        gathered = gather(loaded.inventory, hosts)
-    plan = make_plan(loaded.playbook, loaded.inventory, loaded.images, limit=limit, facts=gathered)
+        from orchestrator.cli.gather import gather_facts
+
+        chosen = choose_hosts(loaded.playbook, loaded.inventory, limit).hosts
+        deadlines = loaded.playbook.deadlines
+        hosts = [loaded.inventory.hosts[name] for name in chosen]
+        gathered = gather_facts(hosts, deadlines.connect + deadlines.facts)
+    plan = make_plan(
+        loaded.playbook,
+        loaded.inventory,
+        loaded.images,
+        limit=limit,
+        facts=gathered.facts if gathered else None,
+        unasked=gathered.unasked if gathered else None,
+    )
     if as_json:
         print_json(plan.model_dump(mode="json"))
     else:
@@ -115,40 +124,40 @@ def plan_command(
 
 def _print_plan(plan: Plan) -> None:
     """The plan as text: a head, then the hosts wave by wave, then those left out."""
-    console = stdout_console()
     hosts = sum(len(wave) for wave in plan.waves)
-    console.print(f"{plan.playbook}: {_count(hosts, 'host')} in {_count(len(plan.waves), 'wave')}")
-    console.print(f"  target: {plan.target}")
-    console.print(f"  jump: {plan.jump}, at most {_count(plan.at_once, 'host')} at once")
-    console.print(f"  failure budget: {plan.may_fail} (failed, unreachable or lost) of {hosts}")
+    lines = [
+        f"{plan.playbook}: {_count(hosts, 'host')} in {_count(len(plan.waves), 'wave')}",
+        f"  target: {plan.target}",
+        f"  jump: {plan.jump}, at most {_count(plan.at_once, 'host')} at once",
+        f"  failure budget: {plan.may_fail} (failed, unreachable or lost) of {hosts}",
+    ]
     if not plan.with_facts:
-        console.print("  no host was asked: what each can do is seen when it is (or now, with --facts)")
+        lines.append("  no host was asked: what each can do is seen when it is (or now, with --facts)")
     for number in range(1, len(plan.waves) + 1):
         here = [host for host in plan.hosts if host.wave == number]
-        console.print(f"\nwave {number}: {_count(len(here), 'host')}")
-        _print_hosts(here)
+        lines += ["", f"wave {number}: {_count(len(here), 'host')}", *_host_lines(here)]
     if left_out := [host for host in plan.hosts if host.wave is None]:
-        console.print("\nnot in this rollout")
-        _print_hosts(left_out)
+        lines += ["", "not in this rollout", *_host_lines(left_out)]
+    stdout_console().print("\n".join(lines), soft_wrap=True)
 
 
-def _print_hosts(hosts: Sequence[HostPlan]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+def _host_lines(hosts: Sequence[HostPlan]) -> list[str]:
+    """A line a host, in columns, and its further steps and notes below the last column."""
+    widths = [max(len(text) for text in column) for column in zip(*map(_columns, hosts), strict=True)]
+    lines = []
     for host in hosts:
-        lines = [host.reason] if host.reason else []
-        lines += (
+        front = "  ".join(text.ljust(width) for text, width in zip(_columns(host), widths, strict=True))
+        steps = (
             host.steps if len(host.steps) < 2 else [f"{n}. {text}" for n, text in enumerate(host.steps, 1)]
         )
-        cells = [f"  {host.host}", host.address, host.action, "\n".join([*lines, *host.notes])]
-        table.add_row(*(Text(cell) for cell in cells))
-    stdout_console().print(table)
+        texts = [*filter(None, [host.reason]), *steps, *host.notes]
+        lines.append(f"  {front}  {texts[0]}")
+        lines += [" " * (len(front) + 4) + text for text in texts[1:]]
+    return lines
+
+
+def _columns(host: HostPlan) -> tuple[str, str, str]:
+    return host.host, host.address, host.action
 
 
 def _count(number: int, what: str) -> str:
@@ -158,7 +167,7 @@ def _count(number: int, what: str) -> str:
 def schema_command(
     name: Annotated[SchemaName, typer.Argument(help="Which file's schema.")] = SchemaName.PLAYBOOK,
 ) -> None:
-    """Print the JSON Schema of a playbook or an inventory, for editors."""
+    """Print the JSON Schema of a file, for editors."""
     from orchestrator.loading.schema import inventory_schema, playbook_schema
 
     print_json(playbook_schema() if name is SchemaName.PLAYBOOK else inventory_schema())

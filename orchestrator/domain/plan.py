@@ -108,12 +108,16 @@ def make_plan(
     *,
     limit: str | None = None,
     facts: Mapping[str, HostFacts] | None = None,
+    unasked: Mapping[str, str] | None = None,
 ) -> Plan:
-    """The plan; `facts` by host name, None when no host was asked. Raises InputError as choose_hosts does."""
+    """The plan. Raises InputError as choose_hosts does.
+
+    `facts` by host name, None when no host was asked; `unasked` says why those of other hosts are not there.
+    """
     selection = choose_hosts(playbook, inventory, limit, facts)
     cut = waves(selection.hosts, playbook.waves)
     wave_of = {name: number for number, wave in enumerate(cut, 1) for name in wave}
-    planner = _Planner(playbook, images, selection, facts)
+    planner = _Planner(playbook, images, selection, facts or {}, unasked or {})
     return Plan(
         playbook=playbook.name,
         target=describe_target(playbook, images),
@@ -151,13 +155,14 @@ class _Planner:
         playbook: Playbook,
         images: Images,
         selection: Selection,
-        facts: Mapping[str, HostFacts] | None,
+        facts: Mapping[str, HostFacts],
+        unasked: Mapping[str, str],
     ) -> None:
         self.playbook = playbook
         self.images = images
         self.selection = selection
-        self.facts = facts or {}
-        self.asked = facts is not None
+        self.facts = facts
+        self.unasked = unasked
 
     def plan(self, host: Host, wave: int | None) -> HostPlan:
         """What would be done with `host`."""
@@ -171,8 +176,8 @@ class _Planner:
         notes = []
         if host.name in self.selection.undecided:
             notes.append("whether it is meant is decided when its facts are there")
-        if self.asked and wave is not None and host.name not in self.facts:
-            notes.append("it could not be asked")
+        if host.name in self.unasked:
+            notes.append(f"it could not be asked: {self.unasked[host.name]}")
         return HostPlan(
             host=host.name,
             address=f"{host.address}:{host.port}",

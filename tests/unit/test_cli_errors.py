@@ -1,4 +1,4 @@
-"""Bad input through the command line: one clear error each, with place and hint, exit code 2, no traceback."""
+"""Bad input through the command line: one clear error each, place and hint, exit code 2, no traceback."""
 
 from __future__ import annotations
 

@@ -146,9 +146,10 @@ def test_undecided_hosts_say_so(tmp_path: Path, images: Images) -> None:
 
 
 def test_a_host_that_could_not_be_asked_says_so(tmp_path: Path, images: Images) -> None:
-    plan = make_plan(playbook(tmp_path), INVENTORY, images, facts={"web1": CMA})
+    unasked = {"web2": "the login was refused"}
+    plan = make_plan(playbook(tmp_path), INVENTORY, images, facts={"web1": CMA}, unasked=unasked)
     assert not plan.hosts[0].notes
-    assert "could not be asked" in plan.hosts[1].notes[0]
+    assert plan.hosts[1].notes == ("it could not be asked: the login was refused",)
 
 
 def test_words_of_the_playbook_alone_may_be_too_many(tmp_path: Path, images: Images) -> None:
