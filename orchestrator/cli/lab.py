@@ -34,6 +34,9 @@ lab_app = typer.Typer(
     no_args_is_help=True, help="A fleet of virtual machines with stock kernels, on this machine."
 )
 
+# A table that is piped shows whole words.
+PIPE_WIDTH = 200
+
 Name = Annotated[str, typer.Option("--name", help="Which lab; several can be up at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
@@ -82,8 +85,9 @@ def up(
     name: Name = "default",
     inventory: Annotated[Path | None, typer.Option(help="Also write the inventory here.")] = None,
 ) -> None:
-    """Make the lab, or add hosts to it, and wait until all answer. Without --hosts: two hosts that can place in
-    CMA, one that only knows the flag, one that knows neither."""
+    """Make the lab, or add hosts to it, and wait until all answer.
+
+    Without --hosts: two hosts that can place in CMA, one that only knows the flag, one that knows neither."""
     options = LabOptions(
         memory=parse_memory(memory),
         cma=parse_cma(cma),
@@ -124,8 +128,13 @@ def status(name: Name = "default", as_json: AsJson = False) -> None:
             row.host, row.state, row.kernel, row.running or "-", row.role, str(row.ssh_port),
             str(row.pid or "-"), f"{row.memory >> 20} MiB",
         )  # fmt: skip
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    _print_table(table)
     typer.echo(f"target: {fleet.target.release}   inventory: {fleet.inventory_path}")
+
+
+def _print_table(table: Table) -> None:
+    """At the terminal's width, or wide enough for whole words where there is no terminal."""
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def _status_record(row: VmStatus) -> dict[str, object]:
@@ -197,7 +206,7 @@ def kernels(
             known = row.capabilities
             answers = (known.kexec_file, known.cma, known.no_cma_flag) if known else (None, None, None)
             table.add_row(row.release, row.version, _word(row.cached), *(_word(answer) for answer in answers))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    _print_table(table)
     dropped = [row.release for row in rows if not row.usable]
     if dropped:
         typer.echo(

@@ -68,8 +68,9 @@ def probe_kvm(vmlinuz: Path, initrd: Path, progress: say.Progress = say.silent) 
 
 def _boot(qemu: str, vmlinuz: Path, initrd: Path) -> Verdict:
     command = [
-        qemu, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-accel", "kvm", "-cpu", "host",
-        "-m", "512M", "-no-reboot", "-kernel", str(vmlinuz), "-initrd", str(initrd),
+        qemu, "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", "pc", "-accel", "kvm", "-cpu", "host", "-m", "512M",
+        "-no-reboot", "-kernel", str(vmlinuz), "-initrd", str(initrd),
         "-append", "console=ttyS0 panic=-1 kexec_fleet.lab_probe=1", "-serial", "file:console",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="kexec-fleet-kvm-") as name:

@@ -1,4 +1,4 @@
-"""Debian's archive through apt with a state directory of our own: the machine's apt set-up is never touched."""
+"""Debian's archive through apt with a state directory of our own: the machine's own apt is not touched."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Archive:
                 except LabError:
                     if attempt == DOWNLOAD_TRIES:
                         raise
-                    # A part left behind would be resumed, and an index that moved on names files that are gone.
+                    # A part left behind would be resumed; an index that moved on names files that are gone.
                     shutil.rmtree(self.folder / "cache/archives/partial", ignore_errors=True)
                     for left in Path(folder).iterdir():
                         left.unlink()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ")
-TAIL_BYTES = 64 * 1024
+TAIL_BYTES = 1 << 20
 POLL_SECONDS = 0.2
 
 

@@ -3,9 +3,9 @@
 Run by path as a process of its own (`console_logger.py FIFO LOG MAX_BYTES READY`), so it imports nothing of
 ours. It opens the FIFO before QEMU starts: no output can come before there is someone to write it down.
 
-A FIFO and not a socket: QEMU writes single bytes and drops what it cannot write (hw/char/serial.c tries four
-times). A socket's buffer is full after some 280 such bytes, for each costs a whole buffer head (seen: words
-missing from the kernel's command line with four VMs booting on two cores); a pipe packs them, a megabyte of them.
+A FIFO and not a socket: QEMU writes single bytes and drops what it cannot write (hw/char/serial.c tries
+four times). A socket's buffer is full after some 280 such bytes, for each costs a whole buffer head (seen:
+words missing from a kernel's command line with four VMs booting on two cores); a pipe packs a megabyte.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def stamp() -> bytes:
 
 
 class TimestampedLog:
-    """Writes through at once, so that a partial line before a silent death is there too. When the file is full
-    it becomes LOG.1 and a new one begins: at most `max_bytes` in both."""
+    """Writes through at once, so that a partial line before a silent death is there too. When the file is
+    full it becomes LOG.1 and a new one begins: at most `max_bytes` in both."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.path = path

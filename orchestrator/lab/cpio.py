@@ -1,6 +1,6 @@
 """Writes initramfs archives (cpio "newc", Documentation/driver-api/early-userspace/buffer-format.rst).
 
-Written here, not by a tool, so that the same content always gives the same bytes and device nodes need no root.
+Written here, not by a tool: the same content always gives the same bytes, and device nodes need no root.
 """
 
 from __future__ import annotations

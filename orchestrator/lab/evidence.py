@@ -1,9 +1,10 @@
 """What a kernel image can do, read from the image itself: never guessed from its version.
 
-A bzImage carries a compressed ELF whose BTF type information names structure members and functions. Where
-`struct kimage` has the member `no_cma`, the kernel handles KEXEC_FILE_NO_CMA (kernel/kexec_file.c sets it from
-the flag; seen in 6.17.13, 6.18.15, 7.0.13, 7.2.12 and 7.3.4, absent in 6.12.117, where the call answers EINVAL).
-`cma_alloc` is there where CONFIG_CMA is set, `__x64_sys_kexec_file_load` where CONFIG_KEXEC_FILE is.
+A bzImage carries a compressed ELF whose BTF type information names structure members and functions.
+`struct kimage` has a member `no_cma` where the kernel handles KEXEC_FILE_NO_CMA (kernel/kexec_file.c sets it
+from the flag). Checked against the call itself: there in 6.18.15 and 7.2.12, which answer EBADF to the flag;
+absent in 6.12.117 and 6.16.12, which answer EINVAL. `cma_alloc` is there where CONFIG_CMA is set (7.2.12,
+7.3.4), `__x64_sys_kexec_file_load` where CONFIG_KEXEC_FILE is.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def decompress(image: bytes) -> bytes | None:
 
 
 def btf_strings(elf: bytes) -> bytes | None:
-    """The string section of the kernel's own BTF blob (Documentation/bpf/btf.rst); the largest is vmlinux's."""
+    """The strings of the kernel's own BTF blob (Documentation/bpf/btf.rst); the largest is vmlinux's."""
     best = b""
     position = elf.find(BTF_MAGIC)
     while position >= 0:

@@ -18,7 +18,7 @@ from orchestrator.lab.image import ImageStore
 from orchestrator.lab.initramfs import Initramfs, InitramfsStore
 from orchestrator.lab.inventory import InventoryHost, InventoryTarget, inventory_text
 from orchestrator.lab.kernels import KernelStore, LabKernel
-from orchestrator.lab.paths import LabPaths, labs_root, locked, write_atomically
+from orchestrator.lab.paths import LabPaths, cache_root, labs_root, locked, write_atomically
 from orchestrator.lab.plan import candidates_of, default_fleet, default_target
 from orchestrator.lab.process import find_in_folder, stop
 from orchestrator.lab.run import find_tool, run
@@ -129,20 +129,19 @@ class LabFleet:
         for tool in TOOLS:
             find_tool(tool)
         with locked(self.paths.lock):
-            state = read_state(self.paths)
-            if state is None or specs is not None:
-                state, made = self._extend(state, specs, options, progress)
-            else:
-                made = []
-            started = []
-            for vm in self.vms():
-                if not vm.running:
-                    self._start(vm, progress)
-                    started.append(vm.host)
+            state = self._extend(read_state(self.paths), specs, options, progress)
+            stopped = [vm for vm in self.vms() if not vm.running]
+            if stopped:
+                client_public = self._make_client_key()
+                image = ImageStore(progress=progress).root_image()
+                for vm in stopped:
+                    self._make_disks(vm.config, image, client_public)
+            for vm in stopped:
+                say.step(progress, f"starting on {vm.config.release} ({vm.config.accel})", vm.host)
+                vm.start()
+            started = [vm.host for vm in stopped]
             inventory = self._write_inventory(state, options.inventory)
-        waiting = [
-            vm for vm in self.vms() if vm.host in started or vm.host in made or vm.ask_service() is None
-        ]
+        waiting = [vm for vm in self.vms() if vm.host in started or vm.ask_service() is None]
         wait_until_up(waiting, self.paths, options.boot_seconds, progress)
         already = tuple(vm.host for vm in self.vms() if vm.host not in started)
         return UpReport(tuple(started), already, inventory)
@@ -153,34 +152,30 @@ class LabFleet:
         specs: Sequence[HostSpec] | None,
         options: LabOptions,
         progress: say.Progress,
-    ) -> tuple[LabState, list[str]]:
+    ) -> LabState:
+        """The lab's state with the new hosts and the wanted target in it, written down; nothing is started."""
         store = KernelStore(progress=progress)
-        new = _new_hosts(state, specs) if specs is not None else None
-        if state is not None and not new:
-            return state, []
-        if new is not None:
-            _check_memory(len(new), options.memory, progress)
+        new = _new_hosts(state, specs) if specs is not None else [] if state else None
+        same_target = state is not None and options.target in ("", state.target.spec, state.target.release)
+        if state is not None and not new and same_target:
+            return state
         target, target_kernel = self._choose_target(state, store, options, progress)
         if new is None:
             new = default_fleet(candidates_of(store), target_kernel, progress)
-            _check_memory(len(new), options.memory, progress)
+        _check_memory(len(new), options.memory, progress)
         prepared = {spec.kernel: _prepare(store, spec.kernel, options, progress) for spec in new}
-        image = ImageStore(progress=progress).root_image()
         accelerator = accel.decide(options.accel, target_kernel.vmlinuz, Path(target.initrd), progress)
-        client_public = self._make_client_key()
-        with locked(labs_root() / ".ports.lock"):
+        with locked(cache_root() / "ports.lock"):
             numbers = ports.choose(2 * len(new), ports_taken())
             pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
             configs = [
                 self._configure(spec, prepared[spec.kernel], options, accelerator, pair)
                 for spec, pair in zip(new, pairs, strict=True)
             ]
-            # Before anything is started: `down` finds by this file what an interrupted `up` has left.
+            # With the ports' lock held, and before anything is made: an interrupted `up` can be repeated.
             state = LabState(target, (*(state.vms if state else ()), *configs))
             write_state(self.paths, state)
-        for config in configs:
-            self._make_disks(config, image, client_public)
-        return state, [config.host for config in configs]
+        return state
 
     def _choose_target(
         self, state: LabState | None, store: KernelStore, options: LabOptions, progress: say.Progress
@@ -238,10 +233,6 @@ class LabFleet:
                 what=f"make the disk of {config.host}", timeout=120,
             )  # fmt: skip
             making.rename(disk)
-
-    def _start(self, vm: Vm, progress: say.Progress) -> None:
-        say.step(progress, f"starting on {vm.config.release} ({vm.config.accel})", vm.host)
-        vm.start()
 
     def _write_inventory(self, state: LabState, elsewhere: Path | None) -> Path:
         hosts = []
@@ -306,7 +297,7 @@ class LabFleet:
                 shutil.rmtree(self.paths.root)
             for host in hosts:
                 say.done(progress, "gone", host)
-        self.paths.lock.unlink(missing_ok=True)
+            self.paths.lock.unlink(missing_ok=True)
         return hosts
 
 

@@ -92,7 +92,7 @@ class ImageStore:
         self.progress = progress
 
     def root_image(self) -> Path:
-        """The image's path; built first when this recipe has none yet. Never half there: renamed when whole."""
+        """The image's path; built first when this recipe has none yet. Renamed into place when whole."""
         image = self.folder / f"root-{recipe_hash()}.ext4"
         with locked(self.folder.parent / "images.lock"):
             if not image.exists():
@@ -104,7 +104,7 @@ class ImageStore:
         free = shutil.disk_usage(self.folder).free
         if free < NEEDED_BYTES:
             raise SetupError(
-                f"the root image needs {NEEDED_BYTES >> 30} GiB under {self.folder}, {free >> 20} MiB are free",
+                f"the root image needs {NEEDED_BYTES >> 30} GiB in {self.folder}, {free >> 20} MiB are free",
                 hint="free some space or set XDG_CACHE_HOME",
             )
         for stale in self.folder.glob(".build-*"):
@@ -116,6 +116,7 @@ class ImageStore:
             tar = scratch / "root.tar"
             _bootstrap(scratch, tar)
             _make_file_system(scratch, tar, scratch / "root.ext4")
+            (scratch / "root.ext4").chmod(0o444)
             (scratch / "root.ext4").rename(image)
         say.done(self.progress, "the root image is in the cache")
 
@@ -145,13 +146,16 @@ def _bootstrap(scratch: Path, tar: Path) -> None:
     ]
     excludes = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"]
     command = [
-        "mmdebstrap", "--quiet", "--variant=minbase", "--architectures=amd64", f"--include={','.join(PACKAGES)}",
+        "mmdebstrap", "--quiet", "--variant=minbase", "--architectures=amd64",
+        f"--include={','.join(PACKAGES)}",
         '--aptopt=Acquire::Languages "none"', '--aptopt=Acquire::Retries "3"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in excludes),
         *(f"--customize-hook={hook}" for hook in hooks),
         SUITE, str(tar), *sources,
     ]  # fmt: skip
-    environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    # What an interrupted mmdebstrap leaves lies in our folder and goes with it.
+    environment = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8", "TMPDIR": str(scratch)}
     try:
         run(command, what="build the root image", timeout=BUILD_SECONDS, env=environment)
     except LabError as error:

@@ -1,4 +1,4 @@
-"""The initramfs of one kernel: busybox, the modules its virtual hardware needs, and a script that finds the root."""
+"""The initramfs of one kernel: busybox, the modules its virtual hardware needs, a script to find the root."""
 
 from __future__ import annotations
 

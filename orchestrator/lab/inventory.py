@@ -57,6 +57,7 @@ def inventory_text(lab: str, key: Path, target: InventoryTarget, hosts: Sequence
             f"    port: {host.port}",
             f"    host_key: {scalar(host.host_key)}",
             f"    labels: {{kernel: {scalar(host.kernel)}, role: {scalar(host.role)}, lab: {scalar(lab)}}}",
-            f"    probe: {{kind: banner, port: {host.service_port}}}   # its answer proves that the guest is up",
+            f"    probe: {{kind: banner, port: {host.service_port}}}"
+            "   # a service whose answer proves that the guest is up",
         ]
     return "\n".join(lines) + "\n"

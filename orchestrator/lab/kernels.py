@@ -1,4 +1,4 @@
-"""Stock kernels for the lab: which there are, fetched once, verified at each use, known by what they can do."""
+"""Stock kernels for the lab: which there are, fetched once, verified at each use, known by what they can."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from orchestrator.lab.paths import cache_root, locked, sha256_of
 
 IMAGE_PACKAGE = re.compile(r"linux-image-(\d[^-]*-cloud-amd64)")
 RECORD = "record.json"
-# A kernel package that depends on one of these keeps its image or its modules there; without it there is nothing
-# to boot. Any other missing dependency (linux-base, with a copy of the config) is decided by what is unpacked.
+# A kernel package that depends on one of these keeps its image or its modules there; without it there is
+# nothing to boot. Whether another missing one (linux-base: the config) matters, what was unpacked decides.
 ESSENTIAL = ("linux-binary-", "linux-modules-")
 
 
@@ -86,8 +86,8 @@ def choose(prefix: str, kernels: Iterable[AvailableKernel]) -> AvailableKernel:
 
 
 def find_available(index: dict[str, Package]) -> list[AvailableKernel]:
-    """Kernels by their linux-image package. What else must be unpacked is what that package depends on by exact
-    release (linux-binary, linux-modules and linux-base in some, nothing in others): dependencies decide."""
+    """Kernels by their linux-image package. What else must be unpacked is what that package depends on by
+    exact release (linux-binary, linux-modules and linux-base in some, nothing in others)."""
     found = []
     for name, package in index.items():
         match = IMAGE_PACKAGE.fullmatch(name)
@@ -133,7 +133,7 @@ class KernelStore:
         return [kernel for kernel in kernels if kernel is not None]
 
     def resolve(self, prefix: str) -> LabKernel:
-        """The newest kernel of a version prefix, or the user's own file (`/vmlinuz` or `/vmlinuz+/modules`)."""
+        """The newest kernel of a version prefix, or the user's own (`/vmlinuz` or `/vmlinuz+/modules`)."""
         if "/" in prefix:
             return from_file(prefix)
         return self.fetch(choose(prefix, self.available()))
@@ -188,7 +188,7 @@ def _arrange(tree: Path, item: AvailableKernel, ready: Path) -> None:
     if image is None or not (modules / "kernel").is_dir():
         raise LabError(
             f"the packages of {item.release} hold no {'modules' if image else 'vmlinuz'}",
-            hint="the packaging may have changed; give the kernel as a file: --hosts NAME=/path/vmlinuz+/path/modules",
+            hint="give the kernel as a file: --hosts NAME=/path/vmlinuz+/path/modules",
         )
     ready.mkdir()
     image.rename(ready / "vmlinuz")

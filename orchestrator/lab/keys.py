@@ -11,7 +11,7 @@ from orchestrator.lab.run import run
 
 
 def make_key(path: Path, comment: str) -> str:
-    """An ed25519 key pair without a passphrase, kept when it is there; returns the public line without comment."""
+    """An ed25519 key pair without a passphrase, kept when it is there; returns the public key."""
     public = path.with_name(path.name + ".pub")
     if not public.exists():
         path.unlink(missing_ok=True)

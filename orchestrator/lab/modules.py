@@ -39,7 +39,7 @@ def read_module(path: Path) -> bytes:
 
 
 def read_depends(content: bytes) -> list[str]:
-    """The `depends=` entry of .modinfo: a NUL-terminated string at the start of the section or after a NUL."""
+    """The `depends=` entry of .modinfo: a NUL-terminated string, first in the section or after a NUL."""
     match = re.search(rb"\0depends=([^\0]*)\0", content) or re.search(rb"^depends=([^\0]*)\0", content)
     names = match.group(1).decode("ascii", "replace").split(",") if match else []
     return [normal(name) for name in names if name]

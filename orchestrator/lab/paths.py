@@ -81,14 +81,18 @@ class LabPaths:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on `path` between processes; the kernel drops it when the holder dies."""
+    """Holds an exclusive lock on `path` between processes; the kernel drops it when the holder dies. The
+    holder may remove the file: who waited for it sees that its lock is on no file, and starts over."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(fd).st_ino:
+                yield
+                return
+        finally:
+            os.close(fd)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -68,8 +68,8 @@ def default_target(candidates: Candidates) -> Found:
 def default_fleet(
     candidates: Candidates, target: LabKernel, progress: say.Progress = say.silent
 ) -> list[HostSpec]:
-    """Two hosts that can place in CMA, one that knows the flag only, one that knows neither. None of them runs
-    the target's series where there is a choice: a host that is there already would have nowhere to move."""
+    """Two hosts that can place in CMA, one that knows the flag only, one that knows neither. None of them
+    runs the target's series: a host that is there already would have nowhere to move."""
 
     def can_place(found: Found) -> bool:
         return bool(found.kernel.capabilities.cma) and not target.release.startswith(found.item.series + ".")

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, and are found again without mistaking another for them."""
+"""Processes that outlive the command that started them, and are never mistaken for another."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def find_in_folder(folder: Path, marks: Sequence[str]) -> list[ProcessIdentity]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            where = Path(os.readlink(entry / "cwd").removesuffix(" (deleted)"))
+            where = Path(str((entry / "cwd").readlink()).removesuffix(" (deleted)"))
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue

@@ -1,4 +1,4 @@
-"""The plain ssh client as the lab uses it: our key, the pinned host key, nothing of the user's own settings."""
+"""The plain ssh client as the lab uses it: our key, the pinned host key, none of the user's settings."""
 
 from __future__ import annotations
 

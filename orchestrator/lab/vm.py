@@ -1,4 +1,4 @@
-"""One virtual machine: its QEMU command line, starting it so that it outlives us, finding it again, its power."""
+"""One virtual machine: its QEMU command line, starting it so that it outlives us, console, power."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def qemu_arguments(config: VmConfig) -> list[str]:
         # The firmware's boot: a reset without a kexec always comes back to this kernel.
         "-kernel", config.vmlinuz, "-initrd", config.initrd, "-append", config.cmdline,
         "-chardev", "pipe,id=console,path=console", "-serial", "chardev:console",
-        "-chardev", "socket,id=monitor,path=qmp.sock,server=on,wait=off", "-mon", "chardev=monitor,mode=control",
+        "-chardev", "socket,id=monitor,path=qmp.sock,server=on,wait=off",
+        "-mon", "chardev=monitor,mode=control",
         "-drive", "file=disk.qcow2,format=qcow2,if=none,id=root",
         "-device", "virtio-blk-pci,drive=root,serial=lab-root",
         "-drive", "file=identity.tar,format=raw,if=none,id=identity,readonly=on",

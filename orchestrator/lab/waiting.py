@@ -17,6 +17,8 @@ POLL_SECONDS = 0.5
 LOGIN_SECONDS = 120.0
 LOGIN_PAUSE = 3.0
 TAIL_LINES = 12
+HOPELESS_PANICS = 3  # with panic=10 the firmware tries again for ever
+HOPELESS_LINES = 5000
 
 
 def wait_until_up(
@@ -42,9 +44,12 @@ def wait_until_up(
 def _wait_one(vm: Vm, paths: LabPaths, seconds: float, progress: say.Progress) -> str:
     started = time.monotonic()
     deadline = started + seconds
+    before = _panics(vm)
     while vm.ask_service() is None:
         if not vm.running:
             raise _failure(vm, "QEMU ended while the guest was booting")
+        if _panics(vm) - before >= HOPELESS_PANICS:
+            raise _failure(vm, "the guest panics again and again")
         if time.monotonic() > deadline:
             raise _failure(vm, f"the guest did not answer in {seconds:.0f} s")
         time.sleep(POLL_SECONDS)
@@ -58,6 +63,12 @@ def _wait_one(vm: Vm, paths: LabPaths, seconds: float, progress: say.Progress) -
         if time.monotonic() > deadline:
             raise _failure(vm, f"the guest is up but refuses the login: {answer.complaint}")
         time.sleep(LOGIN_PAUSE)
+
+
+def _panics(vm: Vm) -> int:
+    """How often its kernel has given up, as far as the console's tail tells."""
+    lines = console.tail(vm.console_path, HOPELESS_LINES)
+    return sum("Kernel panic - not syncing" in line for line in lines)
 
 
 def _failure(vm: Vm, what: str) -> LabError:

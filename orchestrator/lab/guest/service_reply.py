@@ -1,17 +1,18 @@
 #!/usr/bin/python3 -I
-"""The guest's service: answers each connection to TCP port 7777 with one line that proves that this boot is up."""
+"""The guest's service: answers each connection to TCP port 7777 with a line that names this boot."""
+
+from __future__ import annotations
 
 import socketserver
+from pathlib import Path
 
 PORT = 7777
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Reply(socketserver.BaseRequestHandler):
-    def handle(self):
-        with open(BOOT_ID) as source:
-            boot_id = source.read().strip()
-        self.request.sendall(b"kexec-fleet-lab %s\n" % boot_id.encode())
+    def handle(self) -> None:
+        self.request.sendall(f"kexec-fleet-lab {BOOT_ID.read_text().strip()}\n".encode())
 
 
 class Server(socketserver.ThreadingTCPServer):
