@@ -6,7 +6,9 @@ only `close` may come from another one, to abort.
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -107,6 +109,18 @@ class AgentClient:
 
     def digest(self, path: str, deadline: Deadline) -> Digest:
         return self._parsed("digest", Digest.parse, self._channel.ask("digest", {"path": path}, deadline))
+
+    def stamp(self, nonce: str, deadline: Deadline) -> int | None:
+        """The counter that the last shutdown hook of an orderly stop left in pstore, or None.
+
+        Looked for in the first 4096 bytes of each pmsg record: a fresh one holds nothing before it.
+        """
+        pattern = re.compile(rb"kexec-fleet stamp %s (\d+)" % re.escape(nonce.encode()))
+        for match in self.resolve("/sys/fs/pstore/pmsg-*", deadline):
+            found = pattern.search(base64.b64decode(self.digest(match.path, deadline).head))
+            if found:
+                return int(found[1])
+        return None
 
     # -- changing: HostLost where the answer is lost ------------------------------------------------------
 

@@ -90,18 +90,11 @@ class KnownKeys:
 def known_keys(host: Host) -> KnownKeys:
     """The keys that `host` may show. A missing known_hosts file holds none.
 
-    Raises HostKeyProblem (code "host_key_invalid") for a pin that is no key, and OSError for an unreadable
-    file.
+    Raises HostKeyProblem: code "host_key_invalid" for a pin of an unsupported type, "known_hosts" for a file
+    that cannot be read.
     """
     if host.host_key is not None:
-        try:
-            pinned = HostKey.parse(host.host_key)
-        except ValueError as error:
-            raise HostKeyProblem(
-                f"`host_key` is not a public key: {error}",
-                code="host_key_invalid",
-                hint="put the host's line of `ssh-keyscan` without the host's name there",
-            ) from error
+        pinned = HostKey.parse(host.host_key)
         known = KnownKeys((pinned,), (), "the inventory")
         if not known.algorithms:
             raise HostKeyProblem(
@@ -115,6 +108,9 @@ def known_keys(host: Host) -> KnownKeys:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         text = ""
+    except OSError as error:
+        hint = "correct `known_hosts` in the inventory, or pin `host_key` there"
+        raise HostKeyProblem(f"{path}: {error.strerror}", code="known_hosts", hint=hint) from error
     return search(text, known_name(host), str(path))
 
 

@@ -71,7 +71,7 @@ class SshConnector:
         try:
             for number, hop in enumerate([*jumps, host]):
                 last = number == len(jumps)
-                step = "connect" if last else f"connect to jump host {hop.name}"
+                step = "connect" if last else f"connect to jump host {hop.address}"
                 under.append(_Dialer(self._cloned_config(), hop, host.name, step).connect(under, deadline))
         except BaseException:
             for connection in reversed(under):
@@ -100,7 +100,7 @@ def parse_jump(spec: str, host: Host) -> Host:
     if not colon or not port.isdigit() or (":" in address and not address.startswith("[")):
         address, port = rest, "22"
     return Host(
-        name=spec,
+        name="jump",
         address=address.strip("[]"),
         port=int(port),
         user=user or host.user,
