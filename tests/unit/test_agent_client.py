@@ -1,0 +1,506 @@
+"""The agent client's side of the protocol, against an agent that says what the test tells it to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.domain.errors import HostError, HostLost, HostRefused, TransportError
+from orchestrator.domain.inventory import Host
+from workers.agent import AgentClient, Claim
+from workers.agentbundle import AgentBundle
+from workers.connection.base import Completed
+from workers.deadline import Deadline
+
+BUNDLE = AgentBundle(b"source of the agent", "ab" * 32)
+HELLO = {
+    "hello": "kexec-fleet-agent",
+    "agent": BUNDLE.sha256,
+    "protocol": 1,
+    "python": "3.11.2",
+    "boot_id": "boot",
+    "pid": 1,
+    "uid": 0,
+}
+CLAIM = Claim(journal="j", rollout="r", host="web1", attempt=2, nonce="n", fence=17, boot_id="boot")
+LOADED = {
+    "state": "loaded",
+    "errno": None,
+    "errname": None,
+    "seconds": 0.5,
+    "flags": 8,
+    "log": ["6,1,2,-;kexec_file: x"],
+    "log_complete": True,
+    "cma_before": {"areas": {}},
+    "cma_after": {"areas": {}},
+    "kexec_loaded": 1,
+}
+ARMED = {"method": "direct", "counter": "tsc", "appointment": 2**60 + 1, "lead_s": 3.0, "rate_hz": 1e9}
+STATUS = {
+    "boot_id": "boot",
+    "phase": "idle",
+    "kexec_loaded": None,
+    "claim": None,
+    "keeper_alive": False,
+    "shutdown": {"under_way": False, "why": ""},
+    "fences": {"j": 17},
+}
+
+Answer = Callable[[dict[str, Any], bytes], list[bytes]]
+
+
+class FakeProcess:
+    """A Process whose other side answers with what `answer(request, payload)` returns, line by line."""
+
+    def __init__(self, hello: list[bytes] | None = None, answer: Answer | None = None) -> None:
+        self.lines = [json.dumps(HELLO).encode() + b"\n"] if hello is None else hello
+        self.answer = answer or (lambda request, payload: [])
+        self.requests: list[tuple[dict[str, Any], bytes]] = []
+        self.started = False
+        self.closed = threading.Event()
+        self.stderr = ""
+        self.status: int | None = 0
+        self.write_error: HostError | None = None
+        self.read_error: HostError | None = None
+
+    def write(self, data: bytes, deadline: Deadline) -> None:
+        if self.write_error:
+            raise self.write_error
+        if not self.started:
+            assert data == BUNDLE.header + BUNDLE.source
+            self.started = True
+            return
+        line, _, payload = data.partition(b"\n")
+        request = json.loads(line)
+        self.requests.append((request, payload))
+        self.lines += self.answer(request, payload)
+
+    def read(self, size: int, deadline: Deadline) -> bytes:
+        raise AssertionError("the client reads lines")
+
+    def read_line(self, limit: int, deadline: Deadline) -> bytes:
+        if self.lines:
+            return self.lines.pop(0)
+        if self.read_error:
+            raise self.read_error
+        return b""
+
+    def close_stdin(self) -> None: ...
+
+    def exit_status(self, deadline: Deadline) -> int | None:
+        return self.status
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class FakeConnection:
+    """A Connection that can start one process."""
+
+    host = Host(name="web1", address="web1")
+    server_version = "SSH-2.0-fake"
+
+    def __init__(self, process: FakeProcess) -> None:
+        self.process = process
+        self.started: tuple[list[str], bool] | None = None
+
+    def open_process(self, argv: Any, deadline: Deadline, *, sudo: bool = False) -> FakeProcess:
+        self.started = (list(argv), sudo)
+        return self.process
+
+    def run(self, argv: Any, deadline: Deadline, *, sudo: bool = False) -> Completed:
+        raise AssertionError("the client starts the agent and nothing else")
+
+    def alive(self, deadline: Deadline) -> bool:
+        return True
+
+    def close(self) -> None: ...
+
+
+def soon() -> Deadline:
+    return Deadline.after(60)
+
+
+def start(process: FakeProcess, **host: Any) -> AgentClient:
+    return AgentClient.start(
+        FakeConnection(process), Host(name="web1", address="web1", **host), BUNDLE, soon()
+    )
+
+
+def ok(request: dict[str, Any], result: dict[str, Any]) -> bytes:
+    return json.dumps({"id": request["id"], "ok": True, "result": result}).encode() + b"\n"
+
+
+def error(request: dict[str, Any], code: str, **more: Any) -> bytes:
+    whole = {"code": code, "message": "no", "hint": "do", "errno": None, "detail": {}, **more}
+    return json.dumps({"id": request["id"], "ok": False, "error": whole}).encode() + b"\n"
+
+
+def answering(result: dict[str, Any]) -> FakeProcess:
+    return FakeProcess(answer=lambda request, payload: [ok(request, result)])
+
+
+# -- start --------------------------------------------------------------------------------------------
+
+
+def test_start_skips_what_the_login_shell_prints() -> None:
+    noise = [b"Welcome!\n", b"\xff\xfe\n", b'{"hello": "somebody"}\n', b"[]\n", b"\n"]
+    client = start(FakeProcess([*noise, json.dumps(HELLO).encode() + b"\n"]))
+    assert (client.hello.boot_id, client.hello.python) == ("boot", "3.11.2")
+
+
+def test_start_uses_an_isolated_python_and_sudo_where_the_inventory_says_so() -> None:
+    for sudo in (False, True):
+        connection = FakeConnection(FakeProcess())
+        AgentClient.start(connection, Host(name="web1", address="web1", sudo=sudo), BUNDLE, soon())
+        assert connection.started
+        assert connection.started[0][:3] == ["python3", "-I", "-c"]
+        assert connection.started[1] is sudo
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [({"protocol": 2}, "protocol"), ({"agent": "cd"}, "protocol"), ({"uid": 1000}, "not_root")],
+)
+def test_start_refuses_another_agent(changed: dict[str, Any], code: str) -> None:
+    process = FakeProcess([json.dumps({**HELLO, **changed}).encode() + b"\n"])
+    with pytest.raises(HostRefused) as caught:
+        start(process)
+    assert caught.value.code == code
+    assert process.closed.is_set()
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "sudo", "kind", "code"),
+    [
+        (127, "sh: 1: python3: not found", False, HostRefused, "no_python"),
+        (1, "sudo: a password is required", True, HostRefused, "no_sudo"),
+        (1, "Traceback\nValueError: x", False, HostRefused, "agent_failed"),
+        (
+            69,
+            "kexec-fleet loader: needs Python 3.6 or later, this is 2.7.18",
+            False,
+            HostRefused,
+            "agent_failed",
+        ),
+        (None, "", False, TransportError, "closed"),
+    ],
+)
+def test_start_says_why_there_is_no_hello(
+    status: int | None, stderr: str, sudo: bool, kind: type[HostError], code: str
+) -> None:
+    process = FakeProcess([])
+    process.status, process.stderr = status, stderr
+    # A shell without python3 ends before it has taken the source: that must not hide the reason.
+    process.write_error = TransportError("web1", "ssh session", "the connection was closed", code="closed")
+    with pytest.raises(HostError) as caught:
+        start(process, sudo=sudo)
+    assert (type(caught.value), caught.value.code) == (kind, code)
+    assert stderr.splitlines()[-1:] == [] or stderr.splitlines()[-1] in caught.value.message
+    assert process.closed.is_set()
+
+
+def test_a_session_lost_before_the_hello_changed_nothing() -> None:
+    process = FakeProcess([])
+    process.read_error = HostLost("web1", "ssh session", "gone", code="closed")
+    with pytest.raises(TransportError):
+        start(process)
+
+
+def test_a_shell_that_never_stops_printing() -> None:
+    with pytest.raises(HostRefused) as caught:
+        start(FakeProcess([b"noise\n"] * 1000))
+    assert caught.value.code == "agent_failed"
+
+
+# -- requests and answers -----------------------------------------------------------------------------
+
+
+def test_a_request_carries_id_deadline_claim_and_arguments() -> None:
+    process = answering({"jump": "dead", "unloaded": True, "shutdown": {"under_way": True, "why": "x"}})
+    client = start(process)
+    answer = client.claim(CLAIM, Deadline.after(50))
+    assert (answer.jump, answer.unloaded, answer.shutdown_under_way) == ("dead", True, True)
+    client.claim(CLAIM, Deadline.after(50))
+    (first, _), (second, _) = process.requests
+    assert (first["op"], first["args"], second["id"]) == ("claim", {}, first["id"] + 1)
+    assert first["claim"] == {
+        "journal": "j",
+        "rollout": "r",
+        "host": "web1",
+        "attempt": 2,
+        "nonce": "n",
+        "fence": 17,
+        "boot_id": "boot",
+    }
+    # The agent's own "deadline" answer must still reach us.
+    assert 40 < first["deadline"] <= 48
+
+
+def test_reading_requests_carry_no_claim() -> None:
+    process = answering(STATUS)
+    status = start(process).status(soon())
+    assert (status.phase, status.claim, status.kexec_loaded, status.jump_errno) == ("idle", None, None, None)
+    assert "claim" not in process.requests[0][0]
+
+
+def test_the_errno_of_a_refused_jump_is_in_the_status() -> None:
+    raw = {**STATUS, "claim": CLAIM.as_json(), "note": {"errno": 22, "errname": "EINVAL"}}
+    status = start(answering(raw)).status(soon())
+    assert (status.claim, status.jump_errno) == (CLAIM, 22)
+
+
+def test_an_error_of_the_agent() -> None:
+    process = FakeProcess(answer=lambda request, payload: [error(request, "stale_fence", errno=16)])
+    with pytest.raises(HostRefused) as caught:
+        start(process).release(CLAIM, soon())
+    refused = caught.value
+    assert (refused.host, refused.step, refused.code) == ("web1", "release", "stale_fence")
+    assert (refused.message, refused.hint, refused.errno) == ("no", "do", 16)
+
+
+def test_an_agent_that_does_not_know_whether_it_happened_means_lost() -> None:
+    process = FakeProcess(
+        answer=lambda request, payload: [error(request, "deadline", detail={"unknown": True})]
+    )
+    with pytest.raises(HostLost):
+        start(process).go(CLAIM, 5, soon())
+
+
+def test_a_fatal_error_ends_the_session() -> None:
+    process = FakeProcess(
+        answer=lambda request, payload: [error(request, "bad_request", detail={"session_ends": True})]
+    )
+    client = start(process)
+    with pytest.raises(HostRefused):
+        client.facts(soon())
+    with pytest.raises(TransportError) as caught:
+        client.facts(soon())
+    assert caught.value.code == "session_over"
+    assert len(process.requests) == 1
+
+
+def test_a_late_answer_to_a_request_that_was_given_up_is_skipped() -> None:
+    process = FakeProcess()
+    client = start(process)
+    process.read_error = HostLost("web1", "ssh session", "the deadline passed", code="deadline")
+    with pytest.raises(TransportError):
+        client.facts(soon())
+    late = ok({"id": 1}, {"late": True})
+    process.answer = lambda request, payload: [late, ok(request, {"late": False})]
+    assert client.facts(soon()) == {"late": False}
+
+
+@pytest.mark.parametrize(
+    "line", [b"noise\n", b"[]\n", b'{"id": 99, "ok": true, "result": {}}\n', b'{"id": "1"}\n']
+)
+def test_what_is_no_answer_ends_the_session(line: bytes) -> None:
+    client = start(FakeProcess(answer=lambda request, payload: [line]))
+    with pytest.raises(HostLost) as caught:
+        client.unload(CLAIM, soon())
+    assert caught.value.code == "protocol"
+    with pytest.raises(TransportError) as over:
+        client.status(soon())
+    assert over.value.code == "session_over"
+
+
+def test_an_error_without_an_id_belongs_to_the_only_request() -> None:
+    client = start(FakeProcess(answer=lambda request, payload: [error({"id": None}, "bad_request")]))
+    with pytest.raises(HostRefused):
+        client.facts(soon())
+
+
+@pytest.mark.parametrize(
+    ("raw", "ask"),
+    [
+        ({"state": "exploded", "seconds": 1}, lambda c: c.load_wait(CLAIM, soon())),
+        ({"state": "loaded", "seconds": 1}, lambda c: c.load_wait(CLAIM, soon())),
+        ({"jump": "perhaps", "unloaded": False}, lambda c: c.claim(CLAIM, soon())),
+        ({}, lambda c: c.status(soon())),
+        ({"matches": None}, lambda c: c.resolve("/x", soon())),
+        ({"collector": "log", "data": []}, lambda c: c.check("log", soon())),
+    ],
+)
+def test_an_answer_of_the_wrong_shape(raw: dict[str, Any], ask: Callable[[AgentClient], Any]) -> None:
+    with pytest.raises(TransportError) as caught:
+        ask(start(answering(raw)))
+    assert caught.value.code == "protocol"
+
+
+# -- what is known when no answer comes ---------------------------------------------------------------
+
+
+def test_nothing_is_sent_after_the_deadline() -> None:
+    process = answering({})
+    with pytest.raises(TransportError) as caught:
+        start(process).go(CLAIM, 5, Deadline.after(-1))
+    assert not isinstance(caught.value, HostLost)
+    assert process.requests == []
+
+
+def test_a_request_that_was_not_sent_whole_did_not_run() -> None:
+    process = FakeProcess()
+    client = start(process)
+    process.write_error = TransportError("web1", "ssh session", "broken", code="reset")
+    with pytest.raises(HostError) as caught:
+        client.go(CLAIM, 5, soon())
+    assert type(caught.value) is TransportError
+    process.write_error = None
+    with pytest.raises(TransportError) as over:  # half a request is in the channel: nothing may follow it
+        client.status(soon())
+    assert over.value.code == "session_over"
+
+
+@pytest.mark.parametrize("code", ["deadline", "closed"])
+def test_no_answer_to_a_change_means_lost_to_a_question_it_does_not(code: str) -> None:
+    process = FakeProcess()
+    client = start(process)
+    process.read_error = HostLost("web1", "ssh session", "gone", code=code)
+    with pytest.raises(HostError) as changing:
+        client.go(CLAIM, 5, soon())
+    assert type(changing.value) is HostLost
+    assert changing.value.step == "go"
+    client = start(process := FakeProcess())
+    process.read_error = HostLost("web1", "ssh session", "gone", code=code)
+    with pytest.raises(HostError) as reading:
+        client.facts(soon())
+    assert type(reading.value) is TransportError
+
+
+def test_an_agent_that_ends_says_its_last_words() -> None:
+    process = FakeProcess()
+    process.status, process.stderr = 1, "Traceback\nMemoryError\n"
+    with pytest.raises(HostLost) as caught:
+        start(process).unload(CLAIM, soon())
+    assert "MemoryError" in caught.value.message
+    assert "exit status 1" in caught.value.message
+
+
+# -- answers ------------------------------------------------------------------------------------------
+
+
+def test_load_and_arm() -> None:
+    client = start(answering(LOADED))
+    answer = client.load(
+        CLAIM,
+        kernel="/k",
+        initrd=None,
+        cmdline="x",
+        flags=8,
+        expect={"kernel": "a", "initrd": None},
+        hold=60.0,
+        deadline=soon(),
+    )
+    assert (answer.state, answer.errno, answer.kexec_loaded) == ("loaded", None, 1)
+    assert answer.log == ("6,1,2,-;kexec_file: x",)
+    assert start(answering({"state": "loading", "seconds": 3.5})).load_wait(CLAIM, soon()).state == "loading"
+    process = answering(ARMED)
+    armed = start(process).arm(CLAIM, "direct", 3.0, soon())
+    assert armed.appointment == 2**60 + 1
+    assert dict(armed.raw) == ARMED
+    assert process.requests[0][0]["args"] == {"method": "direct", "lead": 3.0}
+
+
+def test_stamp_is_read_from_pstore() -> None:
+    import base64
+
+    head = base64.b64encode(b"x\nkexec-fleet stamp other 1\nkexec-fleet stamp n 12345\n").decode()
+
+    def answer(request: dict[str, Any], payload: bytes) -> list[bytes]:
+        if request["op"] == "resolve":
+            return [ok(request, {"matches": [{"path": "/p", "size": 9, "mtime": 1.0}]})]
+        return [ok(request, {"sha256": "s", "size": 9, "head": head})]
+
+    assert start(FakeProcess(answer=answer)).stamp("n", soon()) == 12345
+    assert start(FakeProcess(answer=answer)).stamp("m", soon()) is None
+    assert start(answering({"matches": []})).stamp("n", soon()) is None
+
+
+# -- staging ------------------------------------------------------------------------------------------
+
+
+class Store:
+    """The agent's half of staging, in memory."""
+
+    def __init__(self, have: bytes = b"", *, whole: bool = False) -> None:
+        self.data = bytearray(have)
+        self.whole = whole
+        self.ops: list[str] = []
+        self.mismatches = 0
+
+    def __call__(self, request: dict[str, Any], payload: bytes) -> list[bytes]:
+        op, args = request["op"], request["args"]
+        self.ops.append(op)
+        if op == "stage_begin":
+            assert args["name"] == "kernel"
+            return [ok(request, {"have": self.whole, "offset": len(self.data), "free": 1 << 40})]
+        if op == "stage_chunk":
+            assert (args["offset"], args["length"]) == (len(self.data), len(payload))
+            self.data += payload
+            return [ok(request, {"offset": len(self.data)})]
+        if self.mismatches:
+            self.mismatches -= 1
+            self.data.clear()
+            return [error(request, "hash_mismatch")]
+        return [ok(request, {"path": "/var/x", "sha256": args["sha256"], "size": args["size"]})]
+
+
+@pytest.fixture
+def blob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr("workers.agent.CHUNK", 1000)
+    path = tmp_path / "blob"
+    path.write_bytes(bytes(range(250)) * 10)
+    yield path
+
+
+def stage(store: Store, path: Path, size: int = 2500, **more: Any) -> Any:
+    return start(FakeProcess(answer=store)).stage(CLAIM, path, "ab" * 32, size, "kernel", soon(), **more)
+
+
+def test_stage_sends_chunks_and_reports_progress(blob: Path) -> None:
+    store, seen = Store(), []
+    result = stage(store, blob, progress=lambda done, size: seen.append((done, size)))
+    assert bytes(store.data) == blob.read_bytes()
+    assert (result.path, result.skipped, result.resumed_from, result.bytes_sent) == ("/var/x", False, 0, 2500)
+    assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
+
+
+def test_stage_resumes_and_skips(blob: Path) -> None:
+    half = Store(blob.read_bytes()[:1200])
+    result = stage(half, blob)
+    assert bytes(half.data) == blob.read_bytes()
+    assert (result.skipped, result.resumed_from, result.bytes_sent) == (False, 1200, 1300)
+    there = Store(blob.read_bytes(), whole=True)
+    result = stage(there, blob)
+    assert (result.skipped, result.bytes_sent, there.ops) == (True, 0, ["stage_begin", "stage_end"])
+
+
+def test_a_resumed_file_that_is_wrong_is_sent_again_once(blob: Path) -> None:
+    store = Store(b"garbage")
+    store.mismatches = 1
+    result = stage(store, blob)
+    assert (result.resumed_from, result.bytes_sent) == (0, 2500)
+    assert bytes(store.data) == blob.read_bytes()
+
+
+def test_a_fresh_file_that_is_wrong_is_refused(blob: Path) -> None:
+    store = Store()
+    store.mismatches = 1
+    with pytest.raises(HostRefused) as caught:
+        stage(store, blob)
+    assert caught.value.code == "hash_mismatch"
+    assert store.ops.count("stage_end") == 1
+
+
+def test_a_local_file_that_changed_is_not_sent(blob: Path) -> None:
+    for path, size in ((blob, 2501), (blob.with_name("none"), 2500)):
+        store = Store()
+        with pytest.raises(HostRefused) as caught:
+            stage(store, path, size)
+        assert caught.value.code == "local_file"
+        assert store.ops == ["stage_begin"]
