@@ -210,7 +210,8 @@ def test_ignored_lines_excuse_their_taint_and_nothing_else() -> None:
     assert judged(data(WARN, taint=1 << 9), None, "__alloc_pages").verdict is Verdict.PASS
     # A second warning, which nobody ignores, keeps both.
     other = WARN.replace("__alloc_pages", "free_pages")
-    assert judged(data(WARN, other, taint=1 << 9), None, "__alloc_pages").verdict is Verdict.FAIL
+    kept = judged(data(WARN, other, taint=1 << 9), None, "__alloc_pages")
+    assert kept.verdict is Verdict.FAIL and "tainted by warning" in kept.evidence
     assert judged(data(WARN, taint=1 << 9 | 1 << 7), None, "__alloc_pages").verdict is Verdict.FAIL
     assert judged(data(WARN, taint=1 << 9), None, "elsewhere").verdict is Verdict.FAIL
 

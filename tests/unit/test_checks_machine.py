@@ -110,6 +110,11 @@ def test_slaves_of_a_bond_share_an_address() -> None:
             data["net"][name] = {**data["net"][name], "mac": mac}
         data["net"]["bond0"] = {**bond, "mac": mac}
     assert judged(old, old).verdict is Verdict.PASS
+    turned = {**old, "net": dict(reversed(old["net"].items()))}
+    assert judged(turned, old).verdict is Verdict.PASS  # each is found in its own place
+    lost = copy.deepcopy(old)
+    del lost["net"]["eth1"]
+    assert "eth1 (52:54:00:00:00:01) is gone" in judged(lost, old).evidence
     result = judged(new, old)  # the bond has taken its other slave's address
     assert result.verdict is Verdict.INCONCLUSIVE
     assert "gone" not in result.evidence

@@ -159,6 +159,13 @@ def test_limit_and_stop() -> None:
     assert isinstance(step(WITH_CMA, attempts=cancelled, after_failure=AfterFailure.STOP), Load)
 
 
+@pytest.mark.parametrize("outcome", sorted(UNCOUNTED))
+def test_what_is_not_counted_is_bounded_all_the_same(outcome: Outcome) -> None:
+    history = [past(LoadPath.CMA, outcome)] * MAX_UNCOUNTED
+    assert isinstance(step(WITH_CMA, attempts=history[:-1], limit=1), Load)
+    assert isinstance(step(WITH_CMA, attempts=history, limit=1), GiveUp)
+
+
 def test_booted_is_not_tried_again() -> None:
     assert isinstance(step(WITH_CMA, attempts=[past(LoadPath.CMA, Outcome.BOOTED)]), GiveUp)
 

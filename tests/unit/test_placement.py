@@ -245,6 +245,8 @@ def test_a_record_that_is_cut_off_is_never_believed(which: int, cut: int) -> Non
         which
     ]
     lines[index] = lines[index][:-cut]
+    alone = placed("7.3.4", "plain", lines=lines, before=None, after=None)
+    assert not alone.known or alone.bytes_total == placed("7.3.4", "plain").bytes_total
     placement = placed("7.3.4", "plain", lines=lines)
     # The end record's own figures: a head or flags cut short must not turn into another truth.
     assert not placement.known or (placement.wholly_in_cma is True and placement.bytes_to_copy == 0)

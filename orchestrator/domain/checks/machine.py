@@ -127,13 +127,16 @@ def _net(old: tuple[NetDevice, ...] | None, new: tuple[NetDevice, ...] | None) -
 
 
 def _same_device(device: NetDevice, among: list[NetDevice]) -> NetDevice | None:
-    """The one with its address, else the one in its place. A bond gives all its slaves one address
-    (Documentation/networking/bonding.rst), so of several the one in its place is taken."""
-    same = [other for other in among if other.mac == device.mac and other.driver is not None]
-    in_place = [other for other in among if device.bus is not None and other.bus == device.bus]
+    """The one with its address, else the one in its place.
+
+    A bond has its slaves' address and gives it to all of them (Documentation/networking/bonding.rst): of
+    several the one in its place is taken, and never a virtual one.
+    """
+    real = [other for other in among if other.driver is not None or other.bus is not None]
+    same = [other for other in real if other.mac == device.mac]
+    in_place = [other for other in real if device.bus is not None and other.bus == device.bus]
     both = [other for other in same if other in in_place]
-    unbound = [other for other in among if other.mac == device.mac]
-    return next(iter([*both, *same, *in_place, *unbound]), None)
+    return next(iter([*both, *same, *in_place]), None)
 
 
 def _routes(before: Before, after: After) -> list[_Finding]:

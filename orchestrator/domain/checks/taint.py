@@ -31,7 +31,7 @@ NAMES = (
 # Bit -> how bad it is, and the kinds of log line that go with it. The other bits tell of modules, firmware
 # and configuration, which may differ in a new kernel without any harm: they are only reported.
 GRAVE = {
-    4: (Severity.FAILURE, frozenset({"machine check", "corrected machine check"})),
+    4: (Severity.FAILURE, frozenset({"machine check"})),
     5: (Severity.FAILURE, frozenset({"bad page"})),
     7: (Severity.FAILURE, frozenset({"bug", "oops"})),
     9: (Severity.FAILURE, frozenset({"warning"})),
