@@ -65,6 +65,12 @@ def test_groups_and_defaults_are_folded_in(tmp_path: Path) -> None:
     assert a.variables == inventory.variables
 
 
+def test_a_host_may_take_back_what_its_group_says(tmp_path: Path) -> None:
+    text = "groups: {g: {hosts: [a, b], sudo: true}}\nhosts: {a: {sudo: false}, b: }\n"
+    hosts = load_inventory(write(tmp_path, text)).hosts
+    assert (hosts["a"].sudo, hosts["b"].sudo) == (False, True)
+
+
 def test_files_start_at_the_inventorys_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere")
     monkeypatch.chdir(tmp_path)

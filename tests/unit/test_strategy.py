@@ -38,6 +38,7 @@ def lengths(fleet: int, *texts: int | str) -> list[int]:
         (0, [1, "100%"], []),
         (100, ["7%", "100%"], [7, 93]),
         (1000, ["0.1%", "100%"], [1, 999]),
+        (250, ["64.4%", "100%"], [161, 89]),  # 161.00000000000003 in binary fractions
     ],
 )
 def test_sizes_are_cumulative_rounded_up_and_never_empty(
@@ -61,7 +62,7 @@ def test_percentages_round_up_exactly(fleet: int, tenths: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("budget", "fleet", "most"),
-    [(0, 10, 0), (2, 10, 2), ("10%", 10, 1), ("10%", 9, 0), ("100%", 3, 3), ("0%", 9, 0)],
+    [(0, 10, 0), (2, 10, 2), ("10%", 10, 1), ("10%", 9, 0), ("100%", 3, 3), ("0%", 9, 0), ("18.4%", 375, 69)],
 )
 def test_budget_is_over_the_fleet_and_rounds_down(budget: int | str, fleet: int, most: int) -> None:
     parsed = FailureBudget.model_validate(budget)
