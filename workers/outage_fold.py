@@ -10,8 +10,9 @@ when it arrived. So the outage is the silence between two answers, and the true 
       |<-- a -->|                           |<-- b -->|          resolution = a + b
       |<------------------ outage ------------------->|
 
-Late or left out probes widen a and b by themselves. Probes may overlap, so outcomes are given in the order of
-sending, which is not the order of their ends.
+Late or left out probes widen a and b by themselves. Probes may overlap, so outcomes are given in the order
+of sending, which is not the order of their ends. A request may be lost on its way when the host goes, so
+the round trip of the last answer is part of a.
 """
 
 from __future__ import annotations
@@ -55,12 +56,14 @@ class Outcome:
 class Silence:
     """Probes without an answer between two answers; `after` None while it lasts.
 
-    `blips` counts answers that came in between and were too few to end it.
+    `blips` counts answers that came in between and were too few to end it. `round_trip_s` is the last
+    answer's.
     """
 
     before: Instant | None
     first_failure: Instant
     last_failure: Instant
+    round_trip_s: float = 0.0
     after: Instant | None = None
     blips: int = 0
 
@@ -74,7 +77,7 @@ class Silence:
         """How much shorter the true outage may be, in seconds."""
         if self.before is None or self.after is None:
             return 0.0
-        begin = self.first_failure.monotonic - self.before.monotonic
+        begin = self.first_failure.monotonic + self.round_trip_s - self.before.monotonic
         end = self.after.monotonic - self.last_failure.monotonic
         return max(0.0, begin) + max(0.0, end)
 
@@ -89,6 +92,7 @@ class OutageFold:
         self.closed: list[Silence] = []
         self.answers = 0
         self.failures = 0
+        self._round_trip_s = 0.0
         self.last_why = ""  # of the last probe that failed or was void
         self._run: list[Instant] = []
 
@@ -102,6 +106,7 @@ class OutageFold:
         if outcome.how is Ended.ANSWERED:
             self.answers += 1
             self._answered(outcome.done)
+            self._round_trip_s = outcome.done.monotonic - outcome.sent.monotonic
         else:
             self.last_why = outcome.why
             if outcome.how is Ended.FAILED:
@@ -126,7 +131,7 @@ class OutageFold:
 
     def _failed(self, sent: Instant) -> None:
         if self.open is None:
-            self.open = Silence(self.last_answer, sent, sent)
+            self.open = Silence(self.last_answer, sent, sent, self._round_trip_s)
             return
         if self._run:
             self.open.blips += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 import time
@@ -73,8 +74,11 @@ class Place:
 
 async def look_up(target: Target) -> Place:
     """Raises OSError."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)
+    where_to = (target.address, target.port)
+    try:  # a number needs no resolver, and so no thread of asyncio's
+        found = socket.getaddrinfo(*where_to, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = await asyncio.get_running_loop().getaddrinfo(*where_to, type=socket.SOCK_STREAM)
     family, _, _, _, where = found[0]
     return Place(family, where)
 
@@ -92,7 +96,8 @@ async def ask(target: Target, place: Place, timeout_s: float) -> Outcome:
         return Outcome(sent, done, Ended.FAILED, f"no answer within {timeout_s:g} s")
     except OSError as error:
         how = Ended.VOID if error.errno in _OWN_ERRORS else Ended.FAILED
-        return Outcome(sent, now(), how, error.strerror or str(error))
+        # asyncio's own text is only "Connect call failed".
+        return Outcome(sent, now(), how, os.strerror(error.errno) if error.errno else str(error))
     how = Ended.ANSWERED if answered else Ended.FAILED
     return Outcome(sent, now(), how, "" if answered else "the connection was closed without an answer")
 
