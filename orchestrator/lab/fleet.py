@@ -153,7 +153,7 @@ class LabFleet:
         options: LabOptions,
         progress: say.Progress,
     ) -> LabState:
-        """The lab's state with the new hosts and the wanted target in it, written down; nothing is started."""
+        """The state with the new hosts and the wanted target in it, written down; nothing is started."""
         store = KernelStore(progress=progress)
         new = _new_hosts(state, specs) if specs is not None else [] if state else None
         same_target = state is not None and options.target in ("", state.target.spec, state.target.release)

@@ -41,7 +41,7 @@ def find_tool(name: str) -> str:
 
 
 def _end_group(child: subprocess.Popen[str]) -> None:
-    """Asks the tool and all that it has started to end, so that it can clean up after itself; then insists."""
+    """Asks the tool and all that it has started to end, so that it can clean up; then insists."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(child.pid, number)
