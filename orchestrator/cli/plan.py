@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,12 +148,21 @@ def _host_lines(hosts: Sequence[HostPlan]) -> list[str]:
     lines = []
     for host in hosts:
         front = "  ".join(text.ljust(width) for text, width in zip(_columns(host), widths, strict=True))
-        steps = (
-            host.steps if len(host.steps) < 2 else [f"{n}. {text}" for n, text in enumerate(host.steps, 1)]
-        )
-        texts = [*filter(None, [host.reason]), *steps, *host.notes]
+        texts = [*filter(None, [host.reason]), *_attempts(host.steps), *host.notes]
         lines.append(f"  {front}  {texts[0]}")
         lines += [" " * (len(front) + 4) + text for text in texts[1:]]
+    return lines
+
+
+def _attempts(steps: Sequence[str]) -> list[str]:
+    """A line for each run of equal steps, numbered where there are more than one."""
+    lines = []
+    number = 1
+    for text, run in groupby(steps):
+        last = number + len(list(run)) - 1
+        numbers = f"{number}." if last == number else f"{number}.-{last}."
+        lines.append(f"{numbers} {text}" if len(steps) > 1 else text)
+        number = last + 1
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from orchestrator.domain.checks.registry import JUDGES
 from orchestrator.domain.errors import InputError, SourcePosition
 from orchestrator.domain.inventory import Inventory
 from orchestrator.domain.playbook import Playbook
@@ -34,7 +35,20 @@ def load_playbook(path: Path, inventory: Inventory) -> Playbook:
         raise gathered(problems)
     for file, folder in folders.items():
         _in_full(data, file, folder)
-    return validate(Playbook, source, data).with_origin(source.origin)
+    playbook = validate(Playbook, source, data)
+    _known_checks(playbook, source)
+    return playbook.with_origin(source.origin)
+
+
+def _known_checks(playbook: Playbook, source: Source) -> None:
+    """Raises InputError where a check to be skipped does not exist: a slip must not skip nothing."""
+    for index, name in enumerate(playbook.checks.skip):
+        if name not in JUDGES:
+            raise InputError(
+                f"no check is called `{name}`",
+                hint=name_hint(name, JUDGES, "checks"),
+                position=source.at(("checks", "skip", index)),
+            )
 
 
 def _folder(source: Source, file: ValuePath, path: Path, inventory: Inventory) -> Path:

@@ -13,9 +13,12 @@ import pytest
 
 from orchestrator.cli import output
 from orchestrator.cli.app import main
+from orchestrator.cli.gather import Gathered
 from orchestrator.cli.output import ExitCode, errors_to_exit, exit_code
 from orchestrator.domain import errors
 from orchestrator.domain.errors import InputError, KexecFleetError, SourcePosition
+from orchestrator.domain.facts import HostFacts
+from orchestrator.domain.inventory import Host
 from tests.support.images import bzimage, cpio
 
 INVENTORY = "hosts: {web1: {address: 192.0.2.1, labels: {kernel: 6.12}}, web2: {address: 192.0.2.2}}\n"
@@ -64,6 +67,21 @@ def test_good_files_pass(run: Run) -> None:
     code, out, _ = run("plan", "pb.yaml", "-i", "inv.yaml", "--limit", "kernel<7")
     assert code == 0
     assert "wave 1: 2 hosts" in out and "decided when its facts are there" in out
+
+
+def test_plan_with_facts_asks_and_shows_the_ladder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = HostFacts(release="6.12", machine="x86_64", knows_no_cma=True, meminfo_read=True)
+
+    def gather(hosts: list[Host], seconds: float) -> Gathered:
+        assert [host.name for host in hosts] == ["web1", "web2"] and seconds == 120
+        return Gathered({"web1": facts}, {"web2": "the login was refused"})
+
+    monkeypatch.setattr("orchestrator.cli.gather.gather_facts", gather)
+    code, out, _ = run("plan", "pb.yaml", "-i", "inv.yaml", "--facts")
+    assert code == 0
+    assert "jump  1.-3. plain: " in out
+    assert "it could not be asked: the login was refused" in out
+    assert "no host was asked" not in out
 
 
 def test_plan_as_json_is_one_document(run: Run) -> None:

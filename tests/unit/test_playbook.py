@@ -155,6 +155,7 @@ def test_relative_files_start_where_they_are_named(tmp_path: Path) -> None:
         (START + "at_once: 0", (3, 10), "0 is too small", "1 or more"),
         (START + "deadlines: {load: soon}", (3, 19), "not a duration: 'soon'", "1h30m"),
         (START + "deadlines: {load: 0}", (3, 19), "more than zero", "1s"),
+        (START + "checks: {skip: [nonce, lgo]}", (3, 24), "no check is called `lgo`", "did you mean `log`?"),
         (START + "checks: {log_ignore: ['(']}", (3, 22), "not a regular expression", "re"),
         (START + "cmdline: {append: ['-- x']}", (3, 19), "hand the words after it to init", "kept"),
         (START + "cmdline: {reuse: false, remove: [quiet]}", (3, 10), "starts without it", "one of the two"),
