@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from orchestrator.journal.store import Journal
 from workers.agentbundle import bundle
 from workers.connection.ssh import SshConnector
 from workers.drive.context import Tools, never
 from workers.outage import OutageProber
+
+PROBE_INTERVAL_SECONDS = 0.1
+"""The outage's resolution: ten answers a second are no load even for an emulated host."""
 
 
 def make_tools(journal: Journal, stopping: Callable[[], bool] = never) -> Tools:
@@ -17,6 +21,6 @@ def make_tools(journal: Journal, stopping: Callable[[], bool] = never) -> Tools:
         journal=journal,
         connector=SshConnector(),
         bundle=bundle(),
-        make_prober=OutageProber,
+        make_prober=partial(OutageProber, interval_s=PROBE_INTERVAL_SECONDS),
         stopping=stopping,
     )

@@ -76,9 +76,7 @@ def run_to_jump(
     _load(drive, session, facts, target, line, attempt)
     drive.check_stop()
     prober.start()
-    told_at = _jump(drive, session, attempt)
-    prober.mark_jump()
-    return told_at
+    return _jump(drive, session, attempt, prober)
 
 
 def _command_line(drive: HostDrive, facts: HostFacts, target: Target, attempt: AttemptRecord) -> str:
@@ -167,7 +165,7 @@ def _said(log: Sequence[str]) -> str:
     return log[-1].partition(";")[2] or log[-1] if log else "the kernel logged nothing"
 
 
-def _jump(drive: HostDrive, session: Session, attempt: AttemptRecord) -> float:
+def _jump(drive: HostDrive, session: Session, attempt: AttemptRecord, prober: OutageProber) -> float:
     """Arm, commit `jumping`, tell the host to go: once per appointment, and only after the commit."""
     playbook = drive.spec.playbook
     deadline = Deadline.after(playbook.deadlines.jump * REARMS)
@@ -177,9 +175,11 @@ def _jump(drive: HostDrive, session: Session, attempt: AttemptRecord) -> float:
             drive.claim(attempt), str(playbook.jump), LEAD_SECONDS, deadline.sooner(playbook.deadlines.jump)
         )
         drive.write((EventKind.ARMED, dict(armed.raw)), phase_event(Phase.ARMED))
+        leaves_at = time.monotonic() + (0.0 if playbook.jump is JumpMethod.SYSTEMD else LEAD_SECONDS)
         drive.to_phase(Phase.JUMPING)
         told_at = _go(drive, session, attempt, armed)
         if told_at is not None:
+            prober.mark_jump(stays_s=max(0.0, leaves_at - time.monotonic()))
             drive.to_phase(Phase.DARK)
             return told_at
         drive.to_phase(Phase.ARMED, "the appointment passed before go arrived")

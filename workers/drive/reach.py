@@ -24,8 +24,8 @@ RETRY_SECONDS = 2.0
 """Pause between two tries to log in. sshd (OpenSSH 9.8) penalises a source for each connection that leaves
 without authenticating; one try in two seconds stays far below its limit."""
 
-ONE_TRY_SECONDS = 30.0
-"""The longest that one try may take before the next."""
+ONE_TRY_SECONDS = 60.0
+"""The longest that one login may take before the next is tried."""
 
 
 @dataclass
@@ -54,9 +54,9 @@ class Session:
         self.close()
 
 
-def open_session(drive: HostDrive, deadline: Deadline) -> Session:
-    """Connect once and start the agent. Raises HostError."""
-    connection = drive.tools.connector.connect(drive.host, deadline)
+def open_session(drive: HostDrive, deadline: Deadline, connect_seconds: float = ONE_TRY_SECONDS) -> Session:
+    """Connect once, in at most `connect_seconds`, and start the agent. Raises HostError."""
+    connection = drive.tools.connector.connect(drive.host, deadline.sooner(connect_seconds))
     try:
         agent = AgentClient.start(connection, drive.host, drive.tools.bundle, deadline)
     except BaseException:
@@ -73,7 +73,7 @@ def reach(drive: HostDrive, deadline: Deadline, *, stoppable: Callable[[], None]
     """
     while True:
         try:
-            return open_session(drive, deadline.sooner(ONE_TRY_SECONDS))
+            return open_session(drive, deadline)
         except (HostKeyRefused, LoginRefused, HostRefused):
             raise
         except TransportError as error:

@@ -26,11 +26,16 @@ from workers.drive.context import HostDrive, describe
 from workers.drive.reach import Session, open_session, pause
 from workers.outage import OutageProber
 
-TRY_SECONDS = 20.0
-"""The longest that one login may take while the host is dark; a black hole must not eat the deadline."""
+TRY_SECONDS = 60.0
+"""The longest that one login may take while the host is dark: a black hole must not eat the deadline, and
+a host that has just come up is slow. One that is cut off half-way costs a penalty at its sshd."""
 
 BETWEEN_SECONDS = 5.0
-"""Pause between logins while no probe has been answered. Far below what sshd penalises."""
+"""Pause between logins. Far below what sshd penalises."""
+
+BLIND_SECONDS = 30.0
+"""How long the prober's word is waited for before a login is tried all the same: a host that never left
+answers the prober all the time."""
 
 REFUSALS = 3
 """Logins that the host itself refuses before we stop: more would only earn us sshd's penalties."""
@@ -69,7 +74,7 @@ def settle(drive: HostDrive, dark: Dark) -> Session | None:
         drive.check_stop()
         _wait_for_answer(drive, dark, deadline)
         try:
-            session = open_session(drive, deadline.sooner(TRY_SECONDS))
+            session = open_session(drive, deadline, connect_seconds=TRY_SECONDS)
         except (HostKeyRefused, LoginRefused, HostRefused) as error:
             refusals.append(error)
             last = error
@@ -110,7 +115,7 @@ def _wait_for_answer(drive: HostDrive, dark: Dark, deadline: Deadline) -> None:
     """Let the prober tell when a login is worth trying; without one (a resume) try at once."""
     if dark.prober is None:
         return
-    until = deadline.sooner(BETWEEN_SECONDS)
+    until = deadline.sooner(BLIND_SECONDS)
     while not until.expired:
         drive.check_stop()
         if dark.prober.wait_first_answer(until.sooner(0.5)):

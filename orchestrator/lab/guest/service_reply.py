@@ -15,9 +15,10 @@ class Reply(socketserver.BaseRequestHandler):
         self.request.sendall(f"kexec-fleet-lab {BOOT_ID.read_text().strip()}\n".encode())
 
 
-class Server(socketserver.ThreadingTCPServer):
+class Server(socketserver.TCPServer):
+    """One connection at a time: a thread for each costs an emulated guest more than the answer itself."""
+
     allow_reuse_address = True
-    daemon_threads = True
     request_queue_size = 64
 
 
