@@ -30,11 +30,10 @@ SSH_INTERVAL_S = 1.0
 DEFAULT_INTERVAL_S = 0.02
 # How long a probe waits for its answer. While a host swallows packets, the probes sent meanwhile still end
 # the outage to the interval's precision, but that they failed is known this much later.
+DEFAULT_TIMEOUT_S = 1.0
 # A host that is back has its own work to do: 50 probes a second took half of an emulated guest's CPU, and its
 # sshd could not finish a login beside them.
 BACK_INTERVAL_S = 1.0
-
-DEFAULT_TIMEOUT_S = 1.0
 MAX_IN_FLIGHT = 64
 
 
