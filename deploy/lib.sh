@@ -91,7 +91,6 @@ check_test_packages() {
   # redis-tools carries the server's program without the service; link_redis gives it its name.
   need "tests: a real Redis" redis-tools redis_found
   need "tests: reads the shell scripts" shellcheck have shellcheck
-  need "tests: second opinion on initrds" "cpio zstd" eval "have cpio && have zstd"
 }
 
 install_packages() {
