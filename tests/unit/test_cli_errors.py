@@ -269,6 +269,27 @@ def test_interrupted_and_internal_errors(
     assert str(saved) in capsys.readouterr().err
 
 
+def test_ctrl_c_inside_a_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.cli.plan.load_all", interrupt)
+    code, out, _ = run("plan", "pb.yaml", "-i", "inv.yaml")
+    assert (code, out) == (130, "")
+
+
+def test_a_bug_inside_a_command_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.delenv(output.DEBUG, raising=False)
+    monkeypatch.setattr("orchestrator.cli.plan.load_all", stumble)
+    code, out, err = run("plan", "pb.yaml", "-i", "inv.yaml", "--json")
+    assert code == 3
+    assert err.startswith("internal error: RuntimeError: unforeseen\n  hint: ")
+    assert json.loads(out)["exit_code"] == 3
+
+
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
     program = "from orchestrator.cli.app import main; main()"
     read, write = os.pipe()
