@@ -283,7 +283,11 @@ class Agent:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe
+            with contextlib.suppress(OSError):
+                pipe.close()
 
     def end(self) -> int:
         """Closes the channel and waits for the agent's end; -> exit status."""

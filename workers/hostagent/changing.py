@@ -130,7 +130,7 @@ class Changing(object):
         deadline: Deadline,
         gone: str = "not_loaded",
     ) -> Dict[str, Any]:
-        """The keeper's answer. Raises what it answered, `deadline` (nobody knows then), `gone` where it ended."""
+        """The keeper's answer. Raises what it answered, `deadline` (nobody knows), `gone` at its end."""
         number = keeper.send(command, args)
         message = keeper.wait(number, deadline.left(), self._hung_up) if number else None
         if message is not None:

@@ -41,8 +41,8 @@ def take(
         if found is not None and found.phase == "systemd" and going_down["under_way"]:
             raise store.busy("systemd was told to kexec and is on its way")
         jump.remove_hook(env)
-        held = found is not None and found.phase in KEEPER_PHASES
-        if held and env.kexec_loaded() != 0:
+        left = found is not None and found.phase in KEEPER_PHASES and env.kexec_loaded() != 0
+        if left:
             error = kexec.unload(env.kernel, max(deadline.left(), 0.1))
             if error is not None:
                 raise AgentError(
@@ -55,7 +55,7 @@ def take(
     return {
         # Whatever an earlier claim had armed or told is over: its keeper is gone and cannot come back.
         "jump": "none" if found is None else "dead",
-        "unloaded": held,
+        "unloaded": left,
         "kexec_loaded": env.kexec_loaded(),
         "shutdown": going_down,
         "before": None

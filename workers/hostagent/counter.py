@@ -42,7 +42,6 @@ class Counter(object):
 
     def __init__(self, machine: Optional[str] = None) -> None:
         self.name: Optional[str] = None
-        self._page: Optional[mmap.mmap] = None
         self.read = monotonic_raw_ns
         name, code = _CODE.get(machine or platform.machine(), (None, b""))
         if name is not None:
@@ -51,7 +50,8 @@ class Counter(object):
                 self.name = name
                 self.read = function
 
-    def _executable(self, code: bytes) -> Any:
+    @staticmethod
+    def _executable(code: bytes) -> Any:
         """A function that runs `code`, or None where this host forbids executable memory (SELinux execmem).
 
         Written first, made executable after: arm64 brings its instruction cache up to date in mprotect
@@ -66,9 +66,10 @@ class Counter(object):
         mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         if mprotect(address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC) != 0:
             return None
-        self._page = page  # the function is only as good as its page
         # PYFUNCTYPE keeps the interpreter lock: no other thread may come between two reads of a pair.
-        return ctypes.PYFUNCTYPE(ctypes.c_uint64)(address)
+        function: Any = ctypes.PYFUNCTYPE(ctypes.c_uint64)(address)
+        function.page = page  # unmapped with its last reference: the function outlives this Counter
+        return function
 
     def pair(self) -> Pair:
         """The tightest of several reads of the clock, the counter and the clock again."""

@@ -28,8 +28,9 @@ if sys.argv[1:2] == ["kexec"]:
     for path in {paths!r}:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
-            os.write(descriptor, "kexec-fleet stamp {{}} {{}}\\n".format({nonce!r},
-            Counter().read()).encode()) os.close(descriptor)
+            stamp = "kexec-fleet stamp {{}} {{}}\\n".format({nonce!r}, Counter().read())
+            os.write(descriptor, stamp.encode("utf-8"))
+            os.close(descriptor)
         except OSError:
             pass
 """
@@ -88,6 +89,7 @@ def install_hook(env: Environment, interpreter: str, claim: Claim) -> Tuple[bool
     """(True, path), or (False, why): without it no hot phase is measured, the jump goes on all the same."""
     path = hook_path(env)
     try:
+        os.makedirs(env.hook_dir, 0o755, exist_ok=True)  # Debian has it only where some package needs it
         descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700)
         try:
             write_all(descriptor, hook_text(env, interpreter, claim).encode("utf-8"))

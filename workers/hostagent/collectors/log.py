@@ -13,16 +13,15 @@ _WARNING = 4
 _INTERESTING = re.compile(
     "|".join(
         (
-            r"initramfs|initrd|\bcma:|kexec|mem auto-init|Memory:|DMI:",
+            r"initramfs|initrd|\bcma:|kexec|mem auto-init|^Memory: |^DMI: |[Kk]ernel command line",
             r"\bBUG\b|WARNING:|Oops|Bad page|Bad rss|list_(add|del) corruption|UBSAN|KASAN|KFENCE",
-            r"Kernel panic|blocked for more than",
             r"general protection|Call Trace|soft lockup|hard LOCKUP|rcu.*stall|hung_task",
-            r"\bMCE\b|mce:|Machine check|EDAC|AER:|DMAR|IOMMU|AMD-Vi|nobody cared|NETDEV WATCHDOG|link is",
-            r"Remounting filesystem read-only|EXT4-fs error|XFS.*(error|corruption)|I/O error",
-            r"clocksource|tsc:|smpboot|Brought up",
+            r"\bMCE\b|mce:|Machine [Cc]heck|EDAC|AER:|DMAR|IOMMU|AMD-Vi|nobody cared|NETDEV WATCHDOG",
+            r"Kernel panic|blocked for more than",
+            r"[Rr]emounting filesystem read-only|EXT4-fs error|XFS.*([Ee]rror|[Cc]orruption)|I/O error",
+            r"clocksource|tsc:|smpboot:|Brought up",
         )
-    ),
-    re.IGNORECASE,
+    )
 )
 _MOST_BYTES = 256 << 10
 
