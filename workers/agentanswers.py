@@ -152,7 +152,7 @@ class FileMatch:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A file's SHA-256 (hex), size in bytes, and its first 4096 bytes in base64."""
+    """A file's SHA-256 (hex), size in bytes, and its first 131072 bytes in base64."""
 
     sha256: str
     size: int

@@ -3,108 +3,107 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import InventoryFile, JournalFile, Json
-from orchestrator.cli.output import ExitCode, error_record, errors_to_exit, print_json, stdout_console
-from orchestrator.domain.errors import HostError
+from orchestrator.cli.output import ExitCode, error_record, print_json, stdout_console
+from orchestrator.domain.errors import HostError, KexecFleetError
 
 if TYPE_CHECKING:
-    from orchestrator.domain.inventory import Host
     from workers.agent import AgentClient
     from workers.deadline import Deadline
 
 host_app = typer.Typer(no_args_is_help=True, help="Look at hosts, and clean up after us.")
 
 Hosts = Annotated[str, typer.Argument(help="A host, or a selector such as `web & !canary` or `all`.")]
-DEADLINE_SECONDS = 120.0
-AT_ONCE = 16
+
+DEADLINE_SECONDS = 180.0
+"""For each host, login included."""
 
 
 @host_app.command("facts")
 def facts(hosts: Hosts, inventory: InventoryFile, as_json: Json = False) -> None:
     """What a rollout would know of each host before it starts; changes nothing."""
+    from orchestrator.domain.facts import parse_facts, selector_facts
 
-    def ask(agent: AgentClient, host: Host, deadline: Deadline) -> dict[str, Any]:
-        from orchestrator.domain.facts import parse_facts, selector_facts
-
-        raw = dict(agent.facts(deadline))
-        return raw if as_json else dict(selector_facts(parse_facts(raw)))
+    def ask(agent: AgentClient, deadline: Deadline) -> Mapping[str, Any]:
+        raw = agent.facts(deadline)
+        return raw if as_json else selector_facts(parse_facts(raw))
 
     _on_each(hosts, inventory, ask, as_json)
 
 
 @host_app.command("clean")
 def clean(hosts: Hosts, inventory: InventoryFile, journal: JournalFile = None, as_json: Json = False) -> None:
-    """Remove artifacts and run state of ours; refused while a rollout is at work there."""
-    with errors_to_exit(as_json=as_json):
-        from orchestrator.cli.rollout import open_journal
+    """Remove all of ours from hosts; refused while a rollout is at work there.
 
-        opened = open_journal(journal)
+    What stays until the host's next boot is the number that keeps an overtaken worker out.
+    """
+    from orchestrator.cli.rollout import open_journal
+    from workers.agent import Claim
 
-    def remove(agent: AgentClient, host: Host, deadline: Deadline) -> dict[str, Any]:
-        from workers.agent import Claim
+    opened = open_journal(journal)
 
+    def remove(agent: AgentClient, deadline: Deadline) -> Mapping[str, Any]:
         claim = Claim(
             journal=opened.id,
             rollout="",
-            host=host.name,
+            host="",
             attempt=0,
             nonce="",
             fence=opened.fence(),
             boot_id=agent.hello.boot_id,
         )
+        agent.claim(claim, deadline)
         return {"removed": list(agent.clean(claim, deadline))}
 
-    _on_each(hosts, inventory, remove, as_json)
+    def refuse_driven(names: Sequence[str]) -> None:
+        # A claim of ours would end what a rollout of the same journal has loaded there.
+        if driven := [name for name in names if opened.is_driven(name)]:
+            raise KexecFleetError(
+                f"a rollout of this journal is at work on {', '.join(driven)}",
+                hint="wait for it, or end it with `rollout abort`",
+            )
+
+    _on_each(hosts, inventory, remove, as_json, check=refuse_driven)
 
 
 def _on_each(
     selector: str,
     inventory: Path,
-    work: Callable[[AgentClient, Host, Deadline], dict[str, Any]],
+    work: Callable[[AgentClient, Deadline], Mapping[str, Any]],
     as_json: bool,
+    check: Callable[[Sequence[str]], None] = lambda names: None,
 ) -> None:
     """Do `work` on each selected host, some at once; print what each answered, exit 1 where one failed."""
-    with errors_to_exit(as_json=as_json):
-        from orchestrator.domain.selector import select
-        from orchestrator.loading.inventory import load_inventory
+    from orchestrator.cli.gather import ask_each
+    from orchestrator.domain.selector import select
+    from orchestrator.loading.inventory import check_files, load_inventory
 
-        known = load_inventory(inventory)
-        chosen = [known.hosts[name] for name in select(selector, known).hosts]
-        with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-            given = pool.map(lambda host: _one(host, work), chosen)
-            answers = {host.name: answer for host, answer in zip(chosen, given, strict=True)}
-        if as_json:
-            print_json({"hosts": answers})
-        else:
-            for name, answer in answers.items():
-                told = answer.get("error", {}).get("message") or ", ".join(
-                    f"{key}={value}" for key, value in answer.items()
-                )
-                stdout_console().print(f"{name}: {told}", soft_wrap=True)
-        if any("error" in answer for answer in answers.values()):
-            sys.exit(ExitCode.FAILED)
+    known = load_inventory(inventory)
+    chosen = select(selector, known).hosts
+    check_files(known, chosen)
+    check(chosen)
+    answers = ask_each([known.hosts[name] for name in chosen], work, DEADLINE_SECONDS)
+    errors = {name: answer for name, answer in answers.items() if isinstance(answer, HostError)}
+    if as_json:
+        told = {
+            name: {"error": error_record(answer)} if isinstance(answer, HostError) else dict(answer)
+            for name, answer in answers.items()
+        }
+        print_json({"hosts": told})
+    else:
+        for name, answer in answers.items():
+            stdout_console().print(_line(name, answer), soft_wrap=True)
+    if errors:
+        sys.exit(ExitCode.FAILED)
 
 
-def _one(host: Host, work: Callable[[AgentClient, Host, Deadline], dict[str, Any]]) -> dict[str, Any]:
-    from workers.agent import AgentClient
-    from workers.agentbundle import bundle
-    from workers.connection.ssh import SshConnector
-    from workers.deadline import Deadline
-
-    deadline = Deadline.after(DEADLINE_SECONDS)
-    try:
-        connection = SshConnector().connect(host, deadline)
-        try:
-            agent = AgentClient.start(connection, host, bundle(), deadline)
-            return work(agent, host, deadline)
-        finally:
-            connection.close()
-    except HostError as error:
-        return {"error": error_record(error)}
+def _line(name: str, answer: Mapping[str, Any] | HostError) -> str:
+    if isinstance(answer, HostError):
+        return f"{answer}" + (f" ({answer.hint})" if answer.hint else "")
+    return f"{name}: " + (", ".join(f"{key}={value}" for key, value in answer.items()) or "nothing known")

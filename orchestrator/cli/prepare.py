@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.domain.plan import check_command_line, choose_hosts
+from orchestrator.cli.plan import load_all
+from orchestrator.domain.plan import choose_hosts
 from orchestrator.domain.strategy import waves
 from orchestrator.journal.spec import RolloutSpec
-from orchestrator.loading.images import inspect_images
-from orchestrator.loading.inventory import load_inventory
-from orchestrator.loading.playbook import load_playbook
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,9 @@ class Prepared:
 
 def prepare(playbook: Path, inventory: Path, limit: str | None) -> Prepared:
     """Load, validate, select and cut into waves. Raises InputError; no host is touched."""
-    hosts = load_inventory(inventory)
-    plays = load_playbook(playbook, hosts)
-    images = inspect_images(plays)
-    check_command_line(plays, images)
-    chosen = choose_hosts(plays, hosts, limit).hosts
-    spec = RolloutSpec(playbook=plays, inventory=hosts, images=images, limit=limit)
-    return Prepared(spec, waves(chosen, plays.waves))
+    loaded = load_all(playbook, inventory)
+    chosen = choose_hosts(loaded.playbook, loaded.inventory, limit).hosts
+    spec = RolloutSpec(
+        playbook=loaded.playbook, inventory=loaded.inventory, images=loaded.images, limit=limit
+    )
+    return Prepared(spec, waves(chosen, loaded.playbook.waves))

@@ -256,6 +256,15 @@ class Journal:
             for row in rows
         }
 
+    def is_driven(self, host: str) -> bool:
+        """Whether somebody who may live drives this host now, in whatever rollout."""
+        table = schema.leases
+        with read(self._engine) as connection:
+            owners = connection.execute(
+                select(table.c.owner).where((table.c.host == host) & (table.c.expires_at > now(connection)))
+            ).scalars()
+            return any(not leases.owner_is_dead(owner) for owner in owners)
+
     def fence(self) -> int:
         """A new fence for work on a host that belongs to no rollout."""
         with write(self._engine) as connection:

@@ -187,7 +187,7 @@ def test_a_rollout_through_redis_survives_its_worker(rollouts: Rollouts, redis: 
 
 
 def test_clean_removes_what_we_left(rollouts: Rollouts) -> None:
-    there = "ls -d /var/lib/kexec-fleet /run/kexec-fleet 2>/dev/null; true"
+    there = "ls -d /var/lib/kexec-fleet /run/kexec-fleet/claim.json 2>/dev/null; true"
     assert "/var/lib/kexec-fleet" in rollouts.on_host("old1", there)
     inventory = str(rollouts.fleet.inventory_path)
     result = rollouts.finish(rollouts.start("host", "clean", "old1", "-i", inventory, "--json"))

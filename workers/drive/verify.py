@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from orchestrator.domain import downtime
 from orchestrator.domain.checks.base import After, Before, CheckResult, Expectation, SshSession, Verdict
 from orchestrator.domain.checks.registry import collectors_needed, judge_all, overall
-
-from orchestrator.domain import downtime
 from orchestrator.domain.downtime import Measurement
 from orchestrator.domain.errors import HostError
 from orchestrator.domain.events import AttemptRecord, EventKind
@@ -117,6 +116,8 @@ def _judge(
             old_boot_id=attempt.boot_id,
             release=staged.get("release"),
             build_id=staged.get("build_id"),
+            version=(staged.get("header") or {}).get("version"),
+            initrd_sha256=staged.get("initrd_sha256"),
             log_ignore=drive.spec.playbook.checks.log_ignore,
         ),
         skip=drive.spec.playbook.checks.skip,

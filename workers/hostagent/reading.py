@@ -16,7 +16,7 @@ from workers.hostagent.errors import AgentError
 from workers.hostagent.files import read_text, sha256_of
 from workers.hostagent.protocol import Request
 
-_HEAD = 4096
+_HEAD = 131072
 _MOST_MATCHES = 200
 _NUMBER = (int, float)
 

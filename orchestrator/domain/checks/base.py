@@ -86,6 +86,7 @@ class Expectation:
     old_boot_id: str
     release: str | None = None  # None: the playbook names none, and the image's header told none
     build_id: str | None = None  # hex; None: the image could not be read
+    version: str | None = None  # the header's whole text, "RELEASE (who@where) #1 SMP ... (date)"
     initrd_sha256: str | None = None  # of the initrd as it was loaded
     log_ignore: tuple[str, ...] = ()  # the playbook's regular expressions
 
