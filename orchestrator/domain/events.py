@@ -23,7 +23,7 @@ class EventKind(StrEnum):
     ABORT_REQUESTED = "abort_requested"
 
     PHASE = "phase"  # phase, reason
-    FACTS = "facts"  # what the host was before the attempt
+    FACTS = "facts"  # summary (kept in the record), raw facts and collected data: the host before the attempt
     ATTEMPT_STARTED = "attempt_started"  # nonce, fence, boot_id, path, flags, reason
     STAGED = "staged"
     LOADED = "loaded"  # the load's answer and the placement
@@ -124,7 +124,7 @@ def apply_to_host(record: HostRecord, event: Event) -> HostRecord:
         require_transition(record.host, record.phase, phase)
         changes |= {"phase": phase, "reason": data.get("reason", ""), "hint": data.get("hint", "")}
     elif event.kind is EventKind.FACTS:
-        changes["facts"] = data
+        changes["facts"] = data.get("summary")
     elif event.kind is EventKind.ATTEMPT_STARTED:
         changes |= _start_attempt(record, event)
     elif event.kind in _ATTEMPT_FIELDS:
