@@ -124,7 +124,7 @@ def test_a_bug_is_an_answer_with_a_place(host: Host) -> None:
 
 def test_a_stray_print_never_touches_the_protocol(host: Host) -> None:
     # systemctl prints on the stdout and stdin that it inherits.
-    host.write("proc/1/comm", "systemd\n")
+    (host.root / "run/systemd/system").mkdir(parents=True)
     script = host.write("systemctl", "#!/bin/sh\ncat\necho running\necho noise >&2\n")
     script.chmod(0o755)
     agent = host.agent()

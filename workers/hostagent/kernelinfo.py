@@ -65,7 +65,8 @@ def config(env: Environment, release: str) -> Optional[List[str]]:
                 text = handle.read(4 << 20).decode("utf-8", "replace")
         except OSError:
             return None
-    return [line for line in text.splitlines() if line.startswith(_CONFIG_PREFIXES)]
+    # What is off stands there too, as "# CONFIG_X is not set".
+    return [line for line in text.splitlines() if line.replace("# ", "", 1).startswith(_CONFIG_PREFIXES)]
 
 
 def lockdown(env: Environment) -> Optional[str]:

@@ -5,9 +5,9 @@ from typing import Any, Dict
 
 from workers.hostagent.environment import Environment
 from workers.hostagent.files import sha256_of
-from workers.hostagent.kmsg import KernelLog, text
+from workers.hostagent.kmsg import KernelLog, sequence, text
 
-_WORDS = ("initramfs", "initrd", "rootfs image", "Freeing initrd")
+_WORDS = ("nitramfs", "initrd", "rootfs image", "Freeing initrd")
 
 
 def collect(env: Environment, _args: Dict[str, Any]) -> Dict[str, Any]:
@@ -19,7 +19,7 @@ def collect(env: Environment, _args: Dict[str, Any]) -> Dict[str, Any]:
     with KernelLog(env.dev_kmsg, from_now=False) as log:
         everything = log.read(64 << 20)
     lines = [line for line in everything.lines if any(word in text(line) for word in _WORDS)]
-    whole = everything.complete and bool(everything.lines) and ",0," in everything.lines[0].split(";")[0]
+    whole = everything.complete and bool(everything.lines) and sequence(everything.lines[0]) == 0
     answer: Dict[str, Any] = {"lines": lines, "complete": whole, "sha256": None, "size": None}
     try:
         descriptor = os.open(env.sys + "/firmware/initrd", os.O_RDONLY | os.O_CLOEXEC)

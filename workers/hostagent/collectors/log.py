@@ -13,7 +13,7 @@ _WARNING = 4
 _INTERESTING = re.compile(
     "|".join(
         (
-            r"initramfs|initrd|\bcma:|kexec|mem auto-init|^Memory: |^DMI: |[Kk]ernel command line",
+            r"[Ii]nitramfs|initrd|\bcma:|kexec|mem auto-init|^Memory: |^DMI: |[Kk]ernel command line",
             r"\bBUG\b|WARNING:|Oops|Bad page|Bad rss|list_(add|del) corruption|UBSAN|KASAN|KFENCE",
             r"general protection|Call Trace|soft lockup|hard LOCKUP|rcu.*stall|hung_task",
             r"\bMCE\b|mce:|Machine [Cc]heck|EDAC|AER:|DMAR|IOMMU|AMD-Vi|nobody cared|NETDEV WATCHDOG",
