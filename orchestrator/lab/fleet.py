@@ -128,7 +128,8 @@ class LabFleet:
         `specs` None: the default fleet, or what the lab already has."""
         for tool in TOOLS:
             find_tool(tool)
-        with locked(self.paths.lock):
+        waiting = f"another command works on lab {self.name!r}; waiting for it"
+        with locked(self.paths.lock, lambda: say.notice(progress, waiting)):
             state = self._extend(read_state(self.paths), specs, options, progress)
             stopped = [vm for vm in self.vms() if not vm.running]
             if stopped:
@@ -141,8 +142,8 @@ class LabFleet:
                 vm.start()
             started = [vm.host for vm in stopped]
             inventory = self._write_inventory(state, options.inventory)
-        waiting = [vm for vm in self.vms() if vm.host in started or vm.ask_service() is None]
-        wait_until_up(waiting, self.paths, options.boot_seconds, progress)
+        booting = [vm for vm in self.vms() if vm.host in started or vm.ask_service() is None]
+        wait_until_up(booting, self.paths, options.boot_seconds, progress)
         already = tuple(vm.host for vm in self.vms() if vm.host not in started)
         return UpReport(tuple(started), already, inventory)
 
@@ -287,7 +288,8 @@ class LabFleet:
     def down(self, progress: say.Progress = say.silent) -> list[str]:
         """Ends every process and removes every file of the lab; returns the hosts that were there. Works on
         what an interrupted `up` has left, and does nothing where there is nothing."""
-        with locked(self.paths.lock):
+        waiting = f"another command works on lab {self.name!r}; waiting for it"
+        with locked(self.paths.lock, lambda: say.notice(progress, waiting)):
             folders = self.paths.root / "vms"
             hosts = sorted(folder.name for folder in folders.iterdir()) if folders.is_dir() else []
             for process in find_in_folder(self.paths.root, PROCESS_MARKS):

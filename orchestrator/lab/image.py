@@ -94,10 +94,13 @@ class ImageStore:
     def root_image(self) -> Path:
         """The image's path; built first when this recipe has none yet. Renamed into place when whole."""
         image = self.folder / f"root-{recipe_hash()}.ext4"
-        with locked(self.folder.parent / "images.lock"):
+        with locked(self.folder.parent / "images.lock", self._say_waiting):
             if not image.exists():
                 self._build(image)
         return image
+
+    def _say_waiting(self) -> None:
+        say.notice(self.progress, "another command is building the root image; waiting for it")
 
     def _build(self, image: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
