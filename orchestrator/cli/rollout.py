@@ -199,7 +199,7 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 def _report(journal: Journal, record: RolloutRecord, as_json: bool) -> None:
     from orchestrator.cli.progress import final_table
-    from orchestrator.report.summary import summary
+    from orchestrator.report.summary import summary, trouble_lines
 
     hosts = journal.hosts(record.id)
     if as_json:
@@ -208,9 +208,8 @@ def _report(journal: Journal, record: RolloutRecord, as_json: bool) -> None:
     stdout_console().print(final_table(record, hosts))
     if record.reason:
         stdout_console().print(f"{record.status}: {record.reason}")
-    for host in hosts:
-        if host.hint:
-            stdout_console().print(f"{host.host}: hint: {host.hint}")
+    for line in (line for host in hosts for line in trouble_lines(host)):
+        stdout_console().print(line, soft_wrap=True)
 
 
 def _utc(seconds: float) -> str:

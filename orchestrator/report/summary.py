@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.domain.events import AttemptRecord, HostRecord, RolloutRecord
-from orchestrator.domain.rollout import Outcome, Phase
+from orchestrator.domain.rollout import SPENT, Outcome, Phase
 
 FIGURES = ("hot_phase", "outage", "time_to_ssh")
 """The measurements of an attempt that came back."""
@@ -96,6 +96,24 @@ def figure_text(measured: Mapping[str, Any] | None, name: str) -> str:
     """One figure for people, or why it is not there."""
     figure = (measured or {}).get(name)
     return str(figure.get("text", "")) if isinstance(figure, Mapping) else ""
+
+
+def trouble_lines(host: HostRecord) -> list[str]:
+    """What went wrong on a host, attempt by attempt, whether its state is known, and what to do next."""
+    lines = []
+    for attempt in host.attempts:
+        if attempt.outcome in (None, Outcome.BOOTED):
+            continue
+        unknown = " (the host's state is not known)" if attempt.host_state == "unknown" else ""
+        lines.append(
+            f"{host.host}: attempt {attempt.number} ({attempt.path}) {attempt.outcome}: "
+            f"{attempt.message}{unknown}"
+        )
+    if host.phase in SPENT and not host.attempts:
+        lines.append(f"{host.host}: {host.phase}: {host.reason}")
+    if host.hint:
+        lines.append(f"{host.host}: hint: {host.hint}")
+    return lines
 
 
 def inconclusive_hosts(hosts: Sequence[HostRecord]) -> list[str]:

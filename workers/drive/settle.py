@@ -17,6 +17,7 @@ from orchestrator.domain.errors import (
     LoginRefused,
 )
 from orchestrator.domain.events import AttemptRecord
+from orchestrator.domain.ladder import LoadPath
 from orchestrator.domain.playbook import JumpMethod
 from orchestrator.domain.rollout import MAY_HAVE_JUMPED, Outcome, Phase
 from orchestrator.domain.words import split_words
@@ -136,7 +137,7 @@ def _judge(drive: HostDrive, session: Session, attempt: AttemptRecord, may_have_
         drive.end_attempt(
             Outcome.FELL_BACK,
             Phase.PENDING,
-            f"told to jump, and came back through its firmware's boot with {running}",
+            f"told to jump, and came back through its firmware's boot with {running}{_misaligned(attempt)}",
             hint="the new kernel died early; its console tells where",
         )
     else:
@@ -146,6 +147,22 @@ def _judge(drive: HostDrive, session: Session, attempt: AttemptRecord, may_have_
             f"rebooted by someone else before the jump; runs {running}",
         )
     return Finding.ENDED
+
+
+def _misaligned(attempt: AttemptRecord) -> str:
+    """What the load's own records say against a kernel placed in CMA; empty where they say nothing.
+
+    CMA aligns to 1 MiB at most (CONFIG_CMA_ALIGNMENT) where a bzImage asks for 2: the decompressor rounds its
+    address up and overwrites what lies behind the kernel (arch/x86/boot/compressed/head_64.S, Linux 7.2).
+    """
+    placement = (attempt.loaded or {}).get("placement") or {}
+    kernel = next((s for s in placement.get("segments", ()) if s.get("role") == "kernel"), None)
+    if attempt.path != LoadPath.CMA or kernel is None or placement.get("kernel_misaligned") is None:
+        return ""
+    where = f"0x{kernel['address']:x}"
+    if not placement["kernel_misaligned"]:
+        return f"; its kernel lay aligned at {where}, so that alignment is not the cause"
+    return f"; its kernel lay misaligned in CMA at {where}, which overwrites the initrd behind it"
 
 
 def _judge_same_boot(
