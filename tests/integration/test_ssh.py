@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import stat
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncssh
+import paramiko
 import pytest
 
 from orchestrator.domain.errors import (
@@ -29,6 +31,7 @@ from orchestrator.domain.errors import (
 from orchestrator.domain.inventory import Host
 from tests.support.sshd import Sshd, free_port, make_key, public
 from workers.connection.ssh import SshConnection, SshConnector
+from workers.connection.userkeys import read_key
 from workers.deadline import Deadline
 
 LONG = 60.0
@@ -411,6 +414,81 @@ def test_a_frozen_server_is_not_alive(own_sshd: Sshd) -> None:
         assert not connection.alive(Deadline.after(1.0))
 
 
+@contextlib.contextmanager
+def relay(port: int) -> Iterator[tuple[int, threading.Event]]:
+    """A TCP relay in front of `port`; while the event is set it reads from neither side: a network that
+    stops.
+    """
+    stopped, over = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+        def serve() -> None:
+            near, _ = server.accept()
+            with near, socket.create_connection(("127.0.0.1", port)) as far:
+                others = {near: far, far: near}
+                while not over.is_set():
+                    if stopped.is_set():
+                        over.wait(0.05)
+                        continue
+                    ready, _, _ = select.select([near, far], [], [], 0.05)
+                    for sock in ready:
+                        if not (data := sock.recv(4096)):
+                            return
+                        others[sock].sendall(data)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1], stopped
+        over.set()
+        thread.join(LONG)
+
+
+def test_a_write_into_a_network_that_stopped_ends_at_the_deadline(own_sshd: Sshd) -> None:
+    """Less than the channel's window, so paramiko sits in send(2) on the socket, where it has no time-out."""
+    with relay(own_sshd.port) as (port, stopped), connected(own_sshd.host(port=port)) as connection:
+        connection._transport.sock._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        process = connection.open_process(["cat"], soon())
+        stopped.set()
+        with pytest.raises(TransportError) as caught:
+            process.write(bytes(1_500_000), Deadline.after(1.5))
+        assert caught.value.code == "deadline"
+
+
+class Mute(paramiko.ServerInterface):
+    """Lets everyone in, opens channels, and never says whether the program was started."""
+
+    def __init__(self, over: threading.Event) -> None:
+        self._over = over
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return paramiko.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        return self._over.wait(LONG)
+
+
+def test_a_server_that_never_says_whether_it_started_the_program(sshd: Sshd, tmp_path: Path) -> None:
+    over = threading.Event()
+    key = make_key(tmp_path / "mute")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            transport = paramiko.Transport(server.accept()[0])
+            transport.add_server_key(read_key(key))
+            transport.start_server(server=Mute(over))
+
+        threading.Thread(target=serve, daemon=True).start()
+        with connected(sshd.host(port=server.getsockname()[1], host_key=public(key))) as connection:
+            with pytest.raises(TransportError) as caught:
+                connection.open_process(["true"], Deadline.after(1.5))
+            assert caught.value.code == "deadline"
+            over.set()
+
+
 def test_close_from_another_thread_ends_a_wait(sshd: Sshd) -> None:
     with connected(sshd.host()) as connection:
         process = connection.open_process(["sleep", "1000"], soon())
@@ -527,7 +605,15 @@ def rude_server(where: Path, process: object) -> Iterator[Host]:
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(LONG)
     yield Host(name="rude", address="127.0.0.1", port=server.get_port(), host_key=public(key), key=str(key))
-    loop.call_soon_threadsafe(server.close)
+
+    async def stop() -> None:
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(LONG)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(LONG)
 

@@ -152,6 +152,14 @@ def test_accept_new_takes_one_key_up_and_no_other(keys: dict[str, HostKey], tmp_
     assert (tmp_path / "d" / "kh").read_text().count("\n") == 1
 
 
+def test_a_pin_is_not_bent_by_accept_new(keys: dict[str, HostKey], tmp_path: Path) -> None:
+    pinned = host(tmp_path, host_key=str(keys["a"]), host_key_policy="accept-new")
+    with pytest.raises(HostKeyProblem) as caught:
+        judge(pinned, known_keys(pinned), keys["b"])
+    assert caught.value.code == "host_key_changed"
+    assert not (tmp_path / "known_hosts").exists()
+
+
 def test_a_file_without_a_last_newline_is_appended_to(keys: dict[str, HostKey], tmp_path: Path) -> None:
     file = tmp_path / "known_hosts"
     file.write_text(f"other {keys['b']}")

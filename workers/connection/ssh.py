@@ -22,9 +22,10 @@ from orchestrator.domain.errors import HostError, HostRefused
 from orchestrator.domain.inventory import Host
 from workers.connection import hostkeys
 from workers.connection.base import Completed
-from workers.connection.errors import CAUGHT, HostKeyProblem, KeyFileProblem, Phase, refusal, translate
+from workers.connection.errors import CAUGHT, HostKeyProblem, Phase, refusal, translate
 from workers.connection.process import SshProcess
 from workers.connection.sockets import Stream, WatchedStream, dial
+from workers.connection.userkeys import read_key
 from workers.deadline import Deadline, cut_at
 
 # AES-GCM has no HMAC in Python: 25 % less CPU in bulk. Finite-field key exchange holds the GIL for 81 ms.
@@ -133,7 +134,7 @@ class _Dialer:
     def _connect(self, under: Sequence[SshConnection], deadline: Deadline) -> SshConnection:
         known = hostkeys.known_keys(self._host)
         self._policy = hostkeys.HostKeyPolicy(self._host, known)
-        key = _private_key(self._host)
+        key = read_key(Path(self._host.key).expanduser()) if self._host.key else None
         stream: Stream = self._open_stream(under, deadline)
         self._stream = WatchedStream(stream)
         session = fabric.Connection(
@@ -200,22 +201,6 @@ class _Dialer:
             self._transport.close()
         if self._stream is not None:
             self._stream.close()
-
-
-def _private_key(host: Host) -> paramiko.PKey | None:
-    """The key that the inventory names; None: the SSH agent and the default keys. Raises KeyFileProblem."""
-    if host.key is None:
-        return None
-    path = Path(host.key).expanduser()
-    try:
-        return paramiko.PKey.from_path(path)
-    except OSError as error:
-        raise KeyFileProblem(f"the private key {path} cannot be read: {error.strerror}") from error
-    except (paramiko.PasswordRequiredException, TypeError) as error:
-        # cryptography raises TypeError for an encrypted key where no password is given.
-        raise paramiko.PasswordRequiredException(f"the private key {path} is encrypted") from error
-    except (ValueError, paramiko.SSHException, paramiko.pkey.UnknownKeyType) as error:
-        raise KeyFileProblem(f"{path} is not a private key that can be used: {error}") from error
 
 
 class SshConnection:
