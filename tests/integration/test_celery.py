@@ -1,4 +1,4 @@
-"""Celery over a real Redis, with real worker processes: delivery only; a foreign journal's task is refused."""
+"""Celery over a real Redis, with real workers: delivery only; a foreign journal's task is refused."""
 
 from __future__ import annotations
 

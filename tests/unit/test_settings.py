@@ -41,7 +41,7 @@ def test_the_broker_comes_from_environment_or_file(tmp_path: Path) -> None:
 
 
 def test_where_the_journal_is() -> None:
-    home = Path("/home/somebody")
+    home = Path("/a/home")
     assert journal_path({"KEXEC_FLEET_JOURNAL": "/x/j"}, home) == Path("/x/j")
     assert journal_path({"XDG_STATE_HOME": "/s"}, home) == Path("/s/kexec-fleet/journal.sqlite")
     assert journal_path({}, home) == home / ".local/state/kexec-fleet/journal.sqlite"
