@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.hostagent_harness import LOG_LINE, OTHER_BOOT, Host, alive, claim, host_in, until
+from tests.unit.hostagent_harness import LOG_LINE, OTHER_BOOT, Host, alive, claim, host_in, load_args, until
 
 
 @pytest.fixture
@@ -217,3 +217,20 @@ def test_a_second_load_follows_a_spacer_in_the_same_keeper(host: Host) -> None:
     assert host.names() == ["load", "load"]
     agent.ask("arm", mine, lead=5.0, span=0.05)
     assert agent.refused("load", mine, kernel="/x", cmdline="", hold=1.0)["detail"]["phase"] == "armed"
+
+
+@pytest.mark.parametrize("lead", [0, -1, 301, float("nan"), float("inf")])
+def test_a_lead_that_nobody_could_stop_is_refused(host: Host, lead: float) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    agent.load(host, mine)
+    assert agent.refused("arm", mine, lead=lead)["code"] == "bad_request"
+    assert agent.ask("status")["phase"] == "loaded"
+
+
+@pytest.mark.parametrize("hold", [0, float("nan"), float("inf")])
+def test_an_image_is_never_held_for_ever(host: Host, hold: float) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    assert agent.refused("load", mine, **{**load_args(host), "hold": hold})["code"] == "bad_request"
+    assert host.names() == []

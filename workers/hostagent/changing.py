@@ -16,6 +16,10 @@ from workers.hostagent.protocol import Channel, Request
 from workers.hostagent.staging import MAX_CHUNK, Staging
 
 _NUMBER = (int, float)
+# After go the keeper holds the fence until the appointment: nobody can stop it so long. Seconds.
+_MOST_LEAD = 300.0
+_MOST_HOLD = 86400.0
+_MOST_GIVE_UP = 3600.0
 Operation = Callable[[Request, Claim], Dict[str, Any]]
 
 
@@ -235,6 +239,8 @@ class Changing(object):
             raise AgentError(
                 "bad_request", "load takes the flags DEBUG and NO_CMA, not {:#x}".format(args["flags"])
             )
+        if not 0 < args["hold"] <= _MOST_HOLD:
+            raise AgentError("bad_request", "load wants a hold of up to {:g} s".format(_MOST_HOLD))
         if self._store.was_told(claim):
             raise AgentError("spent", "this attempt has been told to jump before", "begin a new attempt")
         for path in (args["kernel"], args["initrd"]):
@@ -308,8 +314,10 @@ class Changing(object):
             "span": float(request.arg("span", _NUMBER, 1.0)),
             "samples": request.arg("samples", int, 9),
         }
-        if args["method"] not in ("direct", "systemd") or args["lead"] <= 0:
-            raise AgentError("bad_request", "arm wants the method direct or systemd, and a lead over 0")
+        if args["method"] not in ("direct", "systemd") or not 0 < args["lead"] <= _MOST_LEAD:
+            raise AgentError(
+                "bad_request", "arm wants the method direct or systemd, and a lead of up to 300 s"
+            )
         if not 0 < args["span"] <= 30 or not 2 <= args["samples"] <= 1000:
             raise AgentError("bad_request", "arm wants a span of up to 30 s and 2 to 1000 samples")
         if args["method"] == "systemd" and not self._env.has_systemd():
@@ -321,9 +329,12 @@ class Changing(object):
 
     def _go(self, request: Request, _claim: Claim) -> Dict[str, Any]:
         keeper = self._held("not_armed")
+        give_up = float(request.arg("give_up", _NUMBER, 60.0))
+        if not 0 < give_up <= _MOST_GIVE_UP:
+            raise AgentError("bad_request", "go wants a give_up of up to {:g} s".format(_MOST_GIVE_UP))
         args = {
             "appointment": request.arg("appointment", int),
-            "give_up": float(request.arg("give_up", _NUMBER, 60.0)),
+            "give_up": give_up,
             # The keeper is to answer before our own time is over: an unknown answer to `go` is the worst one.
             "deadline": request.deadline.left() * 0.8,
             "interpreter": os.path.realpath(sys.executable or "/usr/bin/python3"),

@@ -287,4 +287,10 @@ def main(env: Environment, claim: Claim, session: Identity, line: LineSocket) ->
         signal.SIGALRM,
     ):
         signal.signal(number, signal.SIG_IGN)
+    try:
+        # Not even for want of memory: a process killed inside the load leaks what the load had taken.
+        with open(env.pids + "/self/oom_score_adj", "w") as handle:
+            handle.write("-1000")
+    except OSError:
+        pass
     Keeper(env, claim, session, line).run()
