@@ -11,6 +11,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from celery import Celery
+from kombu.exceptions import OperationalError
+
+from orchestrator.domain.errors import BrokerError
 
 DRIVE_TASK = "kexec_fleet.drive"
 """The one task; its arguments are ids: journal, rollout, host."""
@@ -99,7 +102,13 @@ class CeleryDispatcher:
         now = time.monotonic()
         if now - self._sent_at.get(host, -REDISPATCH_SECONDS) < REDISPATCH_SECONDS:
             return
-        self._app.send_task(DRIVE_TASK, args=[self._journal_id, rollout, host])
+        try:
+            self._app.send_task(DRIVE_TASK, args=[self._journal_id, rollout, host])
+        except OperationalError as error:
+            raise BrokerError(
+                f"the broker at {self._app.connection_for_write().as_uri()} does not take messages: {error}",
+                hint="start it, then `kexec-fleet rollout resume`; nothing is lost",
+            ) from error
         self._sent_at[host] = now
 
     def in_flight(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ KexecFleetError
 │   ├── BootImageError         no kernel image, or none that kexec_file_load(2) takes
 │   └── CommandLineTooLong     the next kernel would refuse it
 ├── SetupError                 something this machine lacks: a package, QEMU, disk space (exit code 2)
+├── BrokerError                the message broker is not there; the journal is unharmed
 ├── LabError                   a lab VM, image or kernel could not be made or reached
 ├── JournalError
 │   ├── JournalNotFound        no such rollout, or the file is not a journal
@@ -75,6 +76,10 @@ class CommandLineTooLong(InputError):
 
 class SetupError(KexecFleetError):
     """This machine lacks something (QEMU, a package, disk space) that the command needs."""
+
+
+class BrokerError(KexecFleetError):
+    """The message broker is not there. Nothing is lost: the journal knows what is due."""
 
 
 class LabError(KexecFleetError):

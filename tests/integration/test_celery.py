@@ -14,6 +14,7 @@ import pytest
 import redis as client
 
 from orchestrator.control.dispatch import QUEUE, CeleryDispatcher
+from orchestrator.domain.errors import BrokerError
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.playbook import Deadlines, HostImage, Kernel, Playbook
 from orchestrator.domain.rollout import Phase
@@ -104,3 +105,11 @@ def test_a_worker_drives_what_its_journal_calls_due_and_nothing_else(
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def test_a_broker_that_is_gone_is_one_clear_error_without_its_password(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "j.sqlite")
+    dispatcher = CeleryDispatcher(f"redis://:{PASSWORD}@127.0.0.1:9/0", journal.id)
+    with pytest.raises(BrokerError) as caught:
+        dispatcher.dispatch("some-rollout", "web1")
+    assert "127.0.0.1:9" in str(caught.value) and PASSWORD not in str(caught.value)

@@ -54,6 +54,7 @@ class HostDrive:
         self.spec = spec
         self.host: Host = spec.inventory.hosts[record.host]
         self.record = record
+        self.broken_contacts = 0
         self._lease = lease
         self._lock = Lock()
 

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 
 from orchestrator.domain.errors import (
     HostError,
+    HostKeyRefused,
+    HostLost,
     HostRefused,
+    HostUnreachable,
     JournalError,
+    LoginRefused,
     StaleFence,
     TransportError,
 )
@@ -29,6 +33,12 @@ from workers.drive.verify import collect, verify
 
 LOOK_AGAIN = frozenset({"wrong_boot", "busy", "deadline", "still_loading", "not_armed", "bad_state"})
 """Agent error codes after which the host is looked at; all others are an answer that will not change."""
+
+FINAL_CONTACT = (HostUnreachable, HostKeyRefused, LoginRefused)
+"""Failures to connect that were tried until the deadline, or will not change by trying again."""
+
+CONTACTS = 3
+"""How often a session may break before an attempt has begun."""
 
 LOOKS = 3
 """How often a host that goes away again while it is verified is looked at."""
@@ -135,6 +145,11 @@ def _after_error(drive: HostDrive, error: HostError, dark: Dark) -> None:
     open_attempt = drive.record.open_attempt
     final = isinstance(error, HostRefused) and error.code not in LOOK_AGAIN
     if open_attempt is None:
+        drive.broken_contacts += 1
+        broke = isinstance(error, TransportError | HostLost) and not isinstance(error, FINAL_CONTACT)
+        if broke and drive.broken_contacts < CONTACTS:
+            drive.note(f"the contact broke before an attempt began, again: {describe(error)}")
+            return
         reason = f"unreachable: {describe(error)}" if isinstance(error, TransportError) else describe(error)
         drive.to_phase(Phase.FAILED, reason, error.hint)
     elif final and drive.record.phase not in MAY_HAVE_JUMPED:

@@ -133,7 +133,14 @@ def _judge(drive: HostDrive, session: Session, attempt: AttemptRecord, may_have_
             drive.to_phase(Phase.RETURNED)
         return Finding.BACK
     running = facts.get("release", "?")
-    if may_have_jumped:
+    if drive.record.phase is Phase.RETURNED:
+        drive.end_attempt(
+            Outcome.CORRUPTED,
+            Phase.PENDING,
+            f"came back on the new kernel, and left it again by itself; runs {running}",
+            hint="the new kernel died while it was verified; its console tells where",
+        )
+    elif may_have_jumped:
         drive.end_attempt(
             Outcome.FELL_BACK,
             Phase.PENDING,
