@@ -28,6 +28,9 @@ NO_INITRAMFS = 0x4
 LEAD_SECONDS = 3.0
 """How far ahead the agent sets the appointment: time for the commit and for go to travel."""
 
+NO_HOOK = "no_shutdown_hook"
+"""The key of the note that says why the host could not take our shutdown hook."""
+
 REARMS = 5
 """How often an appointment that passed before go came is set anew."""
 
@@ -174,8 +177,9 @@ def _jump(drive: HostDrive, session: Session, attempt: AttemptRecord, prober: Ou
         armed = session.agent.arm(
             drive.claim(attempt), str(playbook.jump), LEAD_SECONDS, deadline.sooner(playbook.deadlines.jump)
         )
-        drive.write((EventKind.ARMED, dict(armed.raw)), phase_event(Phase.ARMED))
-        leaves_at = time.monotonic() + (0.0 if playbook.jump is JumpMethod.SYSTEMD else LEAD_SECONDS)
+        move = [] if drive.record.phase is Phase.ARMED else [phase_event(Phase.ARMED)]
+        drive.write((EventKind.ARMED, dict(armed.raw)), *move)
+        leaves_at = time.monotonic() + LEAD_SECONDS
         drive.to_phase(Phase.JUMPING)
         told_at = _go(drive, session, attempt, armed)
         if told_at is not None:
@@ -202,7 +206,10 @@ def _go(drive: HostDrive, session: Session, attempt: AttemptRecord, armed: ArmAn
     wait = deadlines.stop if drive.spec.playbook.jump is JumpMethod.SYSTEMD else deadlines.jump
     told_at = time.monotonic()
     try:
-        session.agent.go(drive.claim(attempt), armed.appointment, Deadline.after(wait))
+        answer = session.agent.go(drive.claim(attempt), armed.appointment, Deadline.after(wait))
+        if answer.get("stamp") is False:
+            why = str(answer.get("stamp_detail"))
+            drive.note(f"no hot phase will be measured, there is no shutdown hook: {why}", **{NO_HOOK: why})
     except HostRefused as error:
         if error.code != "too_late":
             raise

@@ -13,6 +13,7 @@ from orchestrator.domain import cmdline
 from orchestrator.domain.errors import (
     HostError,
     HostKeyRefused,
+    HostLost,
     HostRefused,
     LoginRefused,
 )
@@ -40,6 +41,11 @@ answers the prober all the time."""
 
 REFUSALS = 3
 """Logins that the host itself refuses before we stop: more would only earn us sshd's penalties."""
+
+
+NOLOGIN_SECONDS = 20.0
+"""Pause after a refused login while a host stops or starts in order: pam_nologin(8) refuses everybody but
+root then, and sshd takes it for a failed login (OpenSSH 9.8: 5 s of penalty each, refused from 15 s on)."""
 
 
 @dataclass
@@ -77,8 +83,11 @@ def settle(drive: HostDrive, dark: Dark) -> Session | None:
         try:
             session = open_session(drive, deadline, connect_seconds=TRY_SECONDS)
         except (HostKeyRefused, LoginRefused, HostRefused) as error:
-            refusals.append(error)
             last = error
+            if _orderly(drive) and isinstance(error, LoginRefused):
+                pause(NOLOGIN_SECONDS, drive.check_stop)
+                continue
+            refusals.append(error)
             pause(BETWEEN_SECONDS, drive.check_stop)
             continue
         except HostError as error:
@@ -108,8 +117,11 @@ def _patience(drive: HostDrive, may_have_jumped: bool) -> float:
     deadlines = drive.spec.playbook.deadlines
     if not may_have_jumped:
         return deadlines.connect
-    orderly = drive.spec.playbook.jump is JumpMethod.SYSTEMD
-    return deadlines.return_ + LEAD_SECONDS + (deadlines.stop if orderly else 0.0)
+    return deadlines.return_ + LEAD_SECONDS + (deadlines.stop if _orderly(drive) else 0.0)
+
+
+def _orderly(drive: HostDrive) -> bool:
+    return drive.spec.playbook.jump is JumpMethod.SYSTEMD
 
 
 def _wait_for_answer(drive: HostDrive, dark: Dark, deadline: Deadline) -> None:
@@ -175,17 +187,21 @@ def _misaligned(attempt: AttemptRecord) -> str:
 def _judge_same_boot(
     drive: HostDrive, session: Session, attempt: AttemptRecord, may_have_jumped: bool
 ) -> Finding:
-    """The boot we left answers: only the agent, asked with a higher fence, may call the jump dead."""
+    """The boot we left answers: only the agent, asked with a higher fence, may call the jump dead.
+
+    Raises HostError where it does not: `busy`, or a shutdown is under way.
+    """
     deadlines = drive.spec.playbook.deadlines
     status = session.agent.status(Deadline.after(deadlines.facts))
-    try:
-        answer = session.agent.claim(drive.claim(attempt), Deadline.after(deadlines.load))
-    except HostRefused as error:
-        if error.code in ("busy", "deadline"):
-            return Finding.UNCLEAR
-        raise
+    answer = session.agent.claim(drive.claim(attempt), Deadline.after(deadlines.load))
     if answer.shutdown_under_way:
-        return Finding.UNCLEAR
+        raise HostLost(
+            drive.host.name,
+            "look",
+            f"the boot that it was to leave answers, and a shutdown is under way: {answer.shutdown.why}",
+            hint="look at its console: a unit may refuse to stop",
+            code="stopping",
+        )
     refused = status.jump_errno
     if refused is not None:
         drive.end_attempt(
@@ -195,8 +211,11 @@ def _judge_same_boot(
             errno=refused,
         )
     elif may_have_jumped:
+        why = (status.raw.get("note") or {}).get("why")
         drive.end_attempt(
-            Outcome.NEVER_LEFT, Phase.PENDING, "still the same boot, and the agent says that the jump is dead"
+            Outcome.NEVER_LEFT,
+            Phase.PENDING,
+            f"still the same boot, and the agent says that the jump is dead{f': {why}' if why else ''}",
         )
     else:
         drive.end_attempt(

@@ -9,15 +9,22 @@ from typing import Any
 from orchestrator.domain import downtime
 from orchestrator.domain.checks.base import After, Before, CheckResult, Expectation, SshSession, Verdict
 from orchestrator.domain.checks.registry import collectors_needed, judge_all, overall
-from orchestrator.domain.downtime import Measurement
+from orchestrator.domain.downtime import JumpStamp, Measurement
 from orchestrator.domain.errors import HostError
 from orchestrator.domain.events import AttemptRecord, EventKind
 from orchestrator.domain.facts import parse_facts
 from orchestrator.domain.rollout import Outcome, Phase
 from workers.deadline import Deadline
+from workers.drive.attempt import NO_HOOK
 from workers.drive.context import HostDrive, describe
 from workers.drive.reach import Session, open_session, pause
 from workers.drive.settle import Dark
+
+STARTING = frozenset({"initializing", "starting"})
+"""systemctl(1), is-system-running: the boot is not over yet. sshd answers some time before it is."""
+
+BETWEEN_LOOKS = 2.0
+"""Seconds between two looks whether the boot is over."""
 
 BETWEEN_SESSIONS = 1.0
 """Seconds between two fresh logins: sshd is not to be hammered while it answers."""
@@ -30,8 +37,10 @@ def verify(drive: HostDrive, session: Session, dark: Dark) -> None:
     """
     attempt = drive.record.attempts[-1]
     deadline = Deadline.after(drive.spec.playbook.deadlines.verify)
+    clock = session.agent.clock(deadline)  # first: its error grows with the distance to time zero
+    _await_end_of_boot(drive, session, deadline)
     raw = session.agent.facts(deadline)
-    measured = _measure(drive, session, raw, attempt, dark, deadline)
+    measured = _measure(raw, clock, _stamp(drive, session, attempt, deadline), dark)
     drive.write((EventKind.MEASURED, measured))
     collected = collect(drive, session, deadline)
     session.close()
@@ -47,17 +56,24 @@ def collect(drive: HostDrive, session: Session, deadline: Deadline) -> dict[str,
     return {name: dict(session.agent.check(name, deadline)) for name in needed}
 
 
+def _await_end_of_boot(drive: HostDrive, session: Session, deadline: Deadline) -> None:
+    """Wait until systemd has started what it starts at boot; at most half of the time that is left.
+
+    Units that are still starting have not failed yet, and drivers may still come. A host without systemd
+    tells no state and is not waited for.
+    """
+    patience = deadline.sooner(deadline.left() / 2)
+    while session.agent.check("units", deadline).get("state") in STARTING:
+        if patience.expired:
+            drive.note("systemd is still starting units; the checks go on without waiting any longer")
+            return
+        pause(BETWEEN_LOOKS, drive.check_stop)
+
+
 def _measure(
-    drive: HostDrive,
-    session: Session,
-    raw: Mapping[str, Any],
-    attempt: AttemptRecord,
-    dark: Dark,
-    deadline: Deadline,
+    raw: Mapping[str, Any], clock: Mapping[str, Any], stamp: JumpStamp, dark: Dark
 ) -> dict[str, Any]:
-    facts = parse_facts(raw)
-    samples = downtime.samples_from_clock(session.agent.clock(deadline), facts)
-    stamp = downtime.stamp_from_arm(attempt.armed or {}, stamped=_stamped(session, attempt, deadline))
+    samples = downtime.samples_from_clock(clock, parse_facts(raw))
     figures: dict[str, Measurement] = {
         "hot_phase": downtime.hot_phase(stamp, samples, kexec_proven=True),
         "outage": _outage(dark),
@@ -68,11 +84,16 @@ def _measure(
     return {name: {**asdict(figure), "text": downtime.describe(figure)} for name, figure in figures.items()}
 
 
-def _stamped(session: Session, attempt: AttemptRecord, deadline: Deadline) -> int | None:
-    """The counter that the last shutdown hook of an orderly stop wrote, or None."""
-    if (attempt.armed or {}).get("method") != "systemd":
-        return None
-    return session.agent.stamp(attempt.nonce, deadline)
+def _stamp(drive: HostDrive, session: Session, attempt: AttemptRecord, deadline: Deadline) -> JumpStamp:
+    """When the jump was: by appointment, or as the last shutdown hook of an orderly stop wrote it."""
+    armed = attempt.armed or {}
+    if armed.get("method") != "systemd":
+        return downtime.stamp_from_arm(armed)
+    for event in drive.tools.journal.events(drive.record.rollout, host=drive.host.name):
+        if event.attempt == attempt.number and event.kind is EventKind.NOTE and NO_HOOK in event.data:
+            return downtime.stamp_from_arm(armed, why_not=f"no shutdown hook: {event.data[NO_HOOK]}")
+    found = session.agent.stamp(attempt.nonce, deadline)
+    return downtime.stamp_from_arm(armed, stamped=found.counter, why_not=found.why_not)
 
 
 def _outage(dark: Dark) -> Measurement:
