@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.domain.events import HostRecord, RolloutRecord
-from orchestrator.domain.rollout import SPENT, Phase
+from orchestrator.domain.rollout import SPENT, TERMINAL, Phase
 from orchestrator.report.summary import booted_attempt, figure_text, ladder_text, verdict
 
 _COLOURS = {Phase.DONE: "green", Phase.SKIPPED: "dim", Phase.DARK: "yellow", Phase.JUMPING: "yellow"}
@@ -61,17 +62,21 @@ def running_table(record: RolloutRecord, hosts: Sequence[HostRecord]) -> Table:
     table = Table(title=f"rollout {record.id} · {record.name} · {record.status}", title_justify="left")
     for column in ("host", "wave", "phase", "attempt", "for", "tried"):
         table.add_column(column, overflow="fold")
-    newest = max((host.updated_at for host in hosts), default=0.0)
+    now = time.time()
     for host in hosts:
         table.add_row(
             host.host,
             str(host.wave + 1),
             _coloured(host),
             str(len(host.attempts) or ""),
-            f"{max(0.0, newest - host.updated_at):.0f} s" if host.attempts else "",
+            f"{max(0.0, now - host.updated_at):.0f} s" if _moving(host) else "",
             ladder_text(host),
         )
     return table
+
+
+def _moving(host: HostRecord) -> bool:
+    return host.phase not in TERMINAL and host.phase is not Phase.PENDING
 
 
 def final_table(record: RolloutRecord, hosts: Sequence[HostRecord]) -> Table:

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.domain.rollout import Phase
-from orchestrator.lab.fleet import LabFleet
-from orchestrator.lab.spec import LabOptions
 from tests.support.redis import RedisServer, redis_server
 from tests.support.rollouts import Rollouts, outcomes, phase_of, wait_until
 
@@ -26,23 +24,6 @@ DIE_BEFORE_GO = (
 )
 BEFORE_THE_JUMP = (Phase.LOADED, Phase.ARMED)
 KILL_AGENT = "pkill -KILL -f 'python3 -I -c import hashlib' -o"
-
-
-@pytest.fixture(scope="module")
-def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollouts]:
-    labs = tmp_path_factory.mktemp("labs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KEXEC_FLEET_LAB_DIR", str(labs))
-        fleet = LabFleet.open("test-rollout")
-        made = Rollouts(fleet, tmp_path_factory.mktemp("rollouts"))
-        try:
-            fleet.up(None, LabOptions(), lambda event: print(event.text))
-            yield made
-        finally:
-            for process in made.processes:
-                if process.poll() is None:
-                    made.kill(process)
-            fleet.down()
 
 
 def test_the_default_fleet_moves_onto_the_target(rollouts: Rollouts) -> None:
