@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from orchestrator.journal.store import Journal
 
 TICK_SECONDS = 1.0
 """How often the journal is read while nothing else wakes the loop."""
+
+TAKE_UP_SECONDS = 300.0
+"""How long a host may wait for somebody to drive it before the rollout pauses and says so."""
 
 NEVER = (0, False)
 """Stands for a host that nobody ever drove: no fence, no driver."""
@@ -116,6 +120,7 @@ class Controller:
         spec = self._journal.spec(lease.rollout)
         lost = {h.host for h in self._journal.hosts(lease.rollout) if h.phase is Phase.LOST}
         at_start = self._journal.drivers(lease.rollout)
+        asked_at: dict[tuple[str, int], float] = {}  # by host and its newest fence: a drive takes a new one
         wave: int | None = None
         ticks = 0
         while True:
@@ -134,6 +139,12 @@ class Controller:
                 return _end(record, hosts, now_due)
             for name in now_due.hosts[: spec.playbook.at_once]:
                 self._dispatcher.dispatch(lease.rollout, name)
+                first = asked_at.setdefault((name, held.get(name, NEVER)[0]), time.monotonic())
+                if name not in under_way and time.monotonic() - first > TAKE_UP_SECONDS:
+                    return RolloutStatus.PAUSED, (
+                        f"nobody has taken {name} up for {TAKE_UP_SECONDS:.0f} s; start a worker "
+                        "(`kexec-fleet worker`), then `kexec-fleet rollout resume`"
+                    )
             self._dispatcher.wait(TICK_SECONDS)
             ticks += 1
             if ticks % CONTROLLER_RENEW_TICKS == 0:

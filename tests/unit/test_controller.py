@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.control import controller
 from orchestrator.control.controller import Controller, due
 from orchestrator.control.dispatch import ThreadDispatcher
 from orchestrator.domain.errors import JournalError
@@ -147,6 +148,23 @@ def test_a_drive_that_breaks_ends_the_rollout_with_its_error(journal: Journal) -
     rollout = journal.create_rollout(spec(), WAVES).id
     record = Controller(journal, ThreadDispatcher(broken, 2), stopping=lambda: False).run(rollout)
     assert record.status is RolloutStatus.FAILED and "a: RuntimeError: disk on fire" in record.reason
+
+
+class NoWorkers(ThreadDispatcher):
+    """A broker that takes every message, and nobody behind it."""
+
+    def dispatch(self, rollout: str, host: str) -> None:
+        pass
+
+
+def test_a_rollout_without_workers_pauses_and_says_so(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "TAKE_UP_SECONDS", 0.5)
+    rollout = journal.create_rollout(spec(), WAVES).id
+    record = Controller(journal, NoWorkers(lambda r, h: True, 2), stopping=lambda: False).run(rollout)
+    assert record.status is RolloutStatus.PAUSED and "nobody has taken a up" in record.reason
+    assert run(journal, Fleet(journal), spec(), rollout).status is RolloutStatus.DONE
 
 
 def hosts_in(phases: dict[str, Phase]) -> list[HostRecord]:
