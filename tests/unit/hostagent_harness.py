@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workers.agentbundle import LOADER, render
+from workers.agentbundle import LOADER, AgentBundle, render
 
 MEMINFO = "MemTotal: 2048000 kB\nMemAvailable: 1500000 kB\nCmaTotal: 262144 kB\nCmaFree: 262144 kB\n"
 LOG_LINE = "6,100,5,-;kexec_file: kexec_file_load: type:0, start:0x60c48130 head:0x4 flags:0x8"
@@ -91,6 +91,7 @@ class Recorder(Kernel):
 
 environment = Environment(Recorder(), ROOT)
 environment.systemctl = ROOT + "/systemctl"
+environment.busctl = ROOT + "/busctl"
 environment.systemd_inhibit = ROOT + "/systemd-inhibit"
 serve(environment, AGENT)
 '''
@@ -193,7 +194,8 @@ class Host:
         return int(self.record()["keeper"]["pid"])
 
     def agent(self, python: str = sys.executable) -> Agent:
-        agent = Agent(self.root, python)
+        made = render(_ENTRY.format(root=str(self.root), line=LOG_LINE))
+        agent = Agent([python, "-I", "-c", LOADER], made)
         self._agents.append(agent)
         return agent
 
@@ -213,14 +215,10 @@ class Host:
 class Agent:
     """One session: the process, its hello, and one question at a time."""
 
-    def __init__(self, root: Path, python: str) -> None:
-        bundle = render(_ENTRY.format(root=str(root), line=LOG_LINE))
+    def __init__(self, argv: list[str], bundle: AgentBundle) -> None:
         self._number = 0
         self.process = subprocess.Popen(
-            [python, "-I", "-c", LOADER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         self.send(bundle.header + bundle.source)
         self.hello = self.read()
