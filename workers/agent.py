@@ -27,6 +27,7 @@ from workers.agentanswers import (
     LoadAnswer,
     Raw,
     StageResult,
+    Stamp,
 )
 from workers.agentbundle import LOADER, AgentBundle
 from workers.agentchannel import AgentChannel
@@ -43,6 +44,7 @@ __all__ = [
     "Digest",
     "LoadAnswer",
     "StageResult",
+    "Stamp",
 ]
 
 PROTOCOL = 1
@@ -50,6 +52,11 @@ CHUNK = 8 * 1024 * 1024
 _START = "start the agent"
 _HELLO_LINE = 64 * 1024
 _NOISE_LINES = 200  # what a login shell may print before the agent speaks
+
+# Where a record of the last boot's end lies. systemd-pstore.service moves it to the disk (pstore.conf(5)),
+# a kernel log's into a folder of its own.
+_PSTORE = ("/sys/fs/pstore/*", *(f"/var/lib/systemd/pstore/{depth}" for depth in ("*", "*/*", "*/*/*")))
+_RECORDS = 20  # the newest ones; a host may have kept many
 
 Parsed = TypeVar("Parsed")
 Progress = Callable[[int, int], None]
@@ -110,17 +117,25 @@ class AgentClient:
     def digest(self, path: str, deadline: Deadline) -> Digest:
         return self._parsed("digest", Digest.parse, self._channel.ask("digest", {"path": path}, deadline))
 
-    def stamp(self, nonce: str, deadline: Deadline) -> int | None:
-        """The counter that the last shutdown hook of an orderly stop left in pstore, or None.
+    def stamp(self, nonce: str, deadline: Deadline) -> Stamp:
+        """The counter that the last shutdown hook of an orderly stop left in pstore, or why there is none.
 
-        Looked for in the first 4096 bytes of each pmsg record: a fresh one holds nothing before it.
+        Looked for in the head of each of the newest records: of the kernel log, or of pmsg.
         """
         pattern = re.compile(rb"kexec-fleet stamp %s (\d+)" % re.escape(nonce.encode()))
-        for match in self.resolve("/sys/fs/pstore/pmsg-*", deadline):
-            found = pattern.search(base64.b64decode(self.digest(match.path, deadline).head))
-            if found:
-                return int(found[1])
-        return None
+        records = [match for place in _PSTORE for match in self.resolve(place, deadline)]
+        for match in sorted(records, key=lambda match: match.mtime, reverse=True)[:_RECORDS]:
+            try:
+                head = base64.b64decode(self.digest(match.path, deadline).head)
+            except HostRefused as error:
+                if error.code != "no_file":
+                    raise
+                continue  # moved meanwhile
+            if found := pattern.search(head):
+                return Stamp(int(found[1]), "")
+        if records:
+            return Stamp(None, "the last shutdown hook's stamp is in none of pstore's records")
+        return Stamp(None, "the host has no pstore that kept the last shutdown hook's stamp")
 
     # -- changing: HostLost where the answer is lost ------------------------------------------------------
 

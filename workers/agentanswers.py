@@ -113,6 +113,14 @@ class AgentStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the last shutdown hook wrote: the counter, or None and the reason."""
+
+    counter: int | None
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimAnswer:
     """`jump` "dead": an earlier jump can no longer happen; "none": there was none. Only this answer may say
     so.

@@ -60,6 +60,7 @@ class JumpStamp:
     pairs: tuple[Pair, ...] = ()
     invariant: bool | None = None
     source: str = "appointment"
+    why_not: str = ""  # why there is no appointment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,9 @@ class Line:
     reach_s: float  # from raw time 0 to the middle of the samples
 
 
-def stamp_from_arm(raw: Mapping[str, Any], *, stamped: int | None = None) -> JumpStamp:
-    """The agent's answer to `arm` -> JumpStamp; `stamped`: the counter that a shutdown hook wrote instead."""
+def stamp_from_arm(raw: Mapping[str, Any], *, stamped: int | None = None, why_not: str = "") -> JumpStamp:
+    """The agent's answer to `arm` -> JumpStamp; `stamped`: the counter that a shutdown hook wrote instead, or
+    None and `why_not`."""
     appointment = optional_int(raw.get("appointment")) if stamped is None else stamped
     systemd_without_stamp = raw.get("method") == "systemd" and stamped is None
     return JumpStamp(
@@ -94,6 +96,7 @@ def stamp_from_arm(raw: Mapping[str, Any], *, stamped: int | None = None) -> Jum
         pairs=pairs_from(raw.get("pairs")),
         invariant=optional_bool(raw.get("invariant")),
         source="appointment" if stamped is None else "stamp of the last shutdown hook",
+        why_not=why_not,
     )
 
 
@@ -162,7 +165,7 @@ def _no_bridge(stamp: JumpStamp, after: ClockSamples, kexec_proven: bool) -> str
     if stamp.counter != after.counter:
         return f"not measurable: {stamp.counter} before the jump, {after.counter} after it"
     if stamp.appointment is None:
-        return "not measured: nothing of ours stamped the moment of the jump"
+        return f"not measured: {stamp.why_not or 'nothing of ours stamped the moment of the jump'}"
     for name, pairs in (("old", stamp.pairs), ("new", after.pairs)):
         if len(pairs) < _MIN_PAIRS:
             return f"not measurable: {len(pairs)} clock samples of the {name} kernel, {_MIN_PAIRS} are needed"

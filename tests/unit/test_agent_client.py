@@ -406,21 +406,6 @@ def test_load_and_arm() -> None:
     assert process.requests[0][0]["args"] == {"method": "direct", "lead": 3.0}
 
 
-def test_stamp_is_read_from_pstore() -> None:
-    import base64
-
-    head = base64.b64encode(b"x\nkexec-fleet stamp other 1\nkexec-fleet stamp n 12345\n").decode()
-
-    def answer(request: dict[str, Any], payload: bytes) -> list[bytes]:
-        if request["op"] == "resolve":
-            return [ok(request, {"matches": [{"path": "/p", "size": 9, "mtime": 1.0}]})]
-        return [ok(request, {"sha256": "s", "size": 9, "head": head})]
-
-    assert start(FakeProcess(answer=answer)).stamp("n", soon()) == 12345
-    assert start(FakeProcess(answer=answer)).stamp("m", soon()) is None
-    assert start(answering({"matches": []})).stamp("n", soon()) is None
-
-
 # -- staging ------------------------------------------------------------------------------------------
 
 

@@ -203,9 +203,14 @@ def test_answers_of_the_agent_become_values() -> None:
     assert pairs_from("no") == ()
 
 
+AFTER_A_STOP = ClockSamples(counter="tsc", pairs=((1, 10), (2, 20), (3, 30)))
+
+
 def test_an_orderly_stop_has_a_hot_phase_only_with_a_stamp() -> None:
     arm = {"method": "systemd", "counter": "tsc", "appointment": 5000, "pairs": []}
     assert stamp_from_arm(arm).appointment is None
+    why = hot_phase(stamp_from_arm(arm, why_not="no pstore"), AFTER_A_STOP, True).why_not
+    assert why == "not measured: no pstore"
     stamped = stamp_from_arm(arm, stamped=9000)
     assert stamped.appointment == 9000 and "hook" in stamped.source
 

@@ -112,6 +112,8 @@ def test_the_hook_stamps_the_counter_when_systemd_kexecs(tmp_path: Path) -> None
     (tmp_path / "dev").mkdir()
     console = tmp_path / "dev/console"
     console.write_text("")
+    log = tmp_path / "dev/kmsg"
+    log.write_text("")
     done, path = jump.install_hook(env, sys.executable, CLAIM)
     assert done
     assert stat.S_IMODE(Path(path).stat().st_mode) == 0o700
@@ -122,6 +124,8 @@ def test_the_hook_stamps_the_counter_when_systemd_kexecs(tmp_path: Path) -> None
     words = console.read_text().split()
     assert words[:3] == ["kexec-fleet", "stamp", CLAIM.nonce]
     assert before < int(words[3]) < Counter().read()
+    # pstore keeps the kernel's log; at level 7 the line does not come to the console a second time.
+    assert log.read_text() == "<7>" + console.read_text()
     assert jump.remove_hook(env)
     assert not jump.remove_hook(env)
 

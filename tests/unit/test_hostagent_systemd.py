@@ -17,7 +17,7 @@ echo "$@" >> systemctl.calls
 case "$*" in
     is-system-running) cat state ;;
     "--no-block kexec") test ! -e inhibited || echo "$* while inhibited" >> systemctl.calls
-        cat answer; exit "$(cat status)" ;;
+        sleep "$(cat seconds)"; cat answer; exit "$(cat status)" ;;
 esac
 """
 _INHIBIT = """#!/bin/sh
@@ -37,6 +37,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
             ("state", "running\n"),
             ("answer", ""),
             ("status", "0\n"),
+            ("seconds", "0\n"),
             ("systemctl.calls", ""),
         ):
             host.write(name, text)
@@ -125,6 +126,29 @@ def test_a_system_that_stops_slowly_is_not_given_up(host: Host) -> None:
     until(lambda: len(asked(host)) >= calls + 2, "two looks at the shutdown")
     assert agent.ask("status")["phase"] == "systemd"
     assert host.loaded()
+
+
+def test_a_shutdown_that_logind_holds_back_is_under_way(host: Host) -> None:
+    """Up to InhibitDelayMaxSec systemd knows nothing of it and says "running"."""
+    host.write("busctl", '#!/bin/sh\n[ "$6" = PreparingForShutdown ] && echo b true\n').chmod(0o755)
+    agent = told(host, give_up=0.3)
+    calls = len(asked(host))
+    until(lambda: len(asked(host)) >= calls + 2, "two looks at the shutdown")
+    shutdown = agent.ask("status")["shutdown"]
+    assert (shutdown["under_way"], shutdown["why"]) == (True, "logind waits for its inhibitors")
+    assert host.loaded()
+    host.write("busctl", "#!/bin/sh\necho b false\n")
+    until(lambda: host.record()["phase"] == "jump_refused", "giving up")
+
+
+def test_a_keeper_that_is_stopped_before_systemctl_has_answered_goes_at_once(host: Host) -> None:
+    """systemd stops the session's scope as soon as it has the request; systemctl may end later."""
+    host.write("seconds", "3\n")
+    told(host)
+    keeper = host.keeper_pid()
+    os.kill(keeper, signal.SIGTERM)
+    until(lambda: not alive(keeper), "the keeper's end", seconds=2.0)
+    assert (host.record()["phase"], host.names(), host.loaded()) == ("systemd", ["load"], True)
 
 
 def test_a_session_lost_after_go_changes_nothing(host: Host) -> None:

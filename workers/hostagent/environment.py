@@ -30,6 +30,7 @@ class Environment(object):
         # Our own processes are real ones even where everything else is a test's directory.
         self.pids = "/proc"
         self.systemctl = "systemctl"
+        self.busctl = "busctl"
         self.systemd_inhibit = "systemd-inhibit"
 
     def boot_id(self) -> str:

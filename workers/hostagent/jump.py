@@ -25,12 +25,14 @@ import os
 import sys
 
 if sys.argv[1:2] == ["kexec"]:
-    for path in {paths!r}:
+    stamp = "kexec-fleet stamp {{}} {{}}\\n".format({nonce!r}, Counter().read())
+    for path, prefix in {places!r}:
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
-            stamp = "kexec-fleet stamp {{}} {{}}\\n".format({nonce!r}, Counter().read())
-            os.write(descriptor, stamp.encode("utf-8"))
-            os.close(descriptor)
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                os.write(descriptor, (prefix + stamp).encode("utf-8"))
+            finally:
+                os.close(descriptor)
         except OSError:
             pass
 """
@@ -64,13 +66,13 @@ def direct(env: Environment, counter: Counter, appointment: int, hz: float) -> O
     return OSError(0, "reboot(2) returned without an error")
 
 
-def systemd(env: Environment, counter: Counter, appointment: int, hz: float) -> Optional[str]:
-    """Asks systemd to stop everything and to kexec then. None when it took the request, else what it said."""
-    wait_until(counter, appointment, hz)
+def systemd(env: Environment) -> Optional[str]:
+    """Asks systemd to stop everything and to kexec then. What it said where it refused, else None: it took
+    the request, or may have taken it and was too slow to say so."""
     # An image is loaded: systemctl takes that one and does not look for another (load_kexec_kernel, systemd
     # src/systemctl/systemctl-start-special.c).
     status, text = run([env.systemctl, "--no-block", "kexec"], 30.0)
-    return None if status == 0 else "systemctl kexec: {} ({})".format(text.strip(), status)
+    return None if status in (0, None) else "systemctl kexec: {} ({})".format(text.strip(), status)
 
 
 def hook_path(env: Environment) -> str:
@@ -78,10 +80,16 @@ def hook_path(env: Environment) -> str:
 
 
 def hook_text(env: Environment, interpreter: str, claim: Claim) -> str:
-    """A program that writes "kexec-fleet stamp <nonce> <counter>" to console and pmsg, where they are."""
+    """A program that writes "kexec-fleet stamp <nonce> <counter>" to the kernel log, pmsg and the console.
+
+    The log counts: kernel_kexec() hands it to pstore as its last act (KMSG_DUMP_SHUTDOWN,
+    kernel/kexec_core.c), and Debian's kernels have no pmsg. As a debug message it does not come to the
+    console a second time.
+    """
     loader = counter_module.__spec__.loader
     source = loader.get_source(counter_module.__name__)  # type: ignore[union-attr]
-    tail = _HOOK_TAIL.format(paths=(env.console, env.pmsg), nonce=claim.nonce)
+    places = ((env.dev_kmsg, "<7>"), (env.pmsg, ""), (env.console, ""))
+    tail = _HOOK_TAIL.format(places=places, nonce=claim.nonce)
     return "#!{} -I\n{}{}".format(interpreter, source, tail)
 
 

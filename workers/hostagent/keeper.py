@@ -216,7 +216,12 @@ class Keeper(object):
             if direct:
                 error = jump.direct(self._env, self._counter, armed["appointment"], armed["rate_hz"])
                 self._refused(error.errno, "reboot(2): {}".format(error))
-            said = jump.systemd(self._env, self._counter, armed["appointment"], armed["rate_hz"])
+            jump.wait_until(self._counter, armed["appointment"], armed["rate_hz"])
+            # systemd may stop the session's scope, which is ours, before systemctl has ended. Whoever ignores
+            # its SIGTERM holds the whole shutdown up for TimeoutStopSec; and from here on nobody of ours
+            # unloads because of a signal.
+            signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+            said = jump.systemd(self._env)
             if said is not None:
                 self._refused(None, said)
         self._watch_shutdown(args["give_up"])
@@ -259,12 +264,7 @@ class Keeper(object):
         os._exit(0)
 
     def _watch_shutdown(self, give_up: float) -> None:
-        """systemd has the request: be out of its way, and say so when it does not stop the system after all.
-
-        The session's scope is stopped with everything else; a process in it that ignores SIGTERM would hold
-        the whole shutdown up for TimeoutStopSec. From here on nobody of ours unloads because of a signal.
-        """
-        signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
+        """systemd has the request: unload and say so when it does not stop the system after all."""
         end = time.monotonic() + give_up
         while True:
             time.sleep(1.0)

@@ -28,7 +28,17 @@ def state(env: Environment, seconds: float = 5.0) -> Dict[str, Any]:
         return {"under_way": True, "why": "systemd does not answer: " + word, "scheduled": scheduled}
     if word == "stopping":
         return {"under_way": True, "why": "systemd is stopping the system", "scheduled": scheduled}
+    if _logind_waits(env, seconds):
+        return {"under_way": True, "why": "logind waits for its inhibitors", "scheduled": scheduled}
     return {"under_way": False, "why": "", "scheduled": scheduled}
+
+
+def _logind_waits(env: Environment, seconds: float) -> bool:
+    """Whether logind has taken a shutdown and lets its delay inhibitors end first, up to InhibitDelayMaxSec
+    (logind.conf(5)): systemd knows nothing of it yet. Without logind there is nobody to wait."""
+    manager = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
+    _, text = run([env.busctl, "--system", "get-property"] + manager + ["PreparingForShutdown"], seconds)
+    return text.strip() == "b true"
 
 
 class Inhibitor(object):
