@@ -71,7 +71,7 @@ def _boot(qemu: str, vmlinuz: Path, initrd: Path) -> Verdict:
         qemu, "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", "pc", "-accel", "kvm", "-cpu", "host", "-m", "512M",
         "-no-reboot", "-kernel", str(vmlinuz), "-initrd", str(initrd),
-        "-append", "console=ttyS0 panic=-1 kexec_fleet.lab_probe=1", "-serial", "file:console",
+        "-append", "console=ttyS0 panic=-1 kexec_fleet_lab.probe=1", "-serial", "file:console",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="kexec-fleet-kvm-") as name:
         folder = Path(name)

@@ -21,8 +21,9 @@ from orchestrator.lab.kernels import KernelStore, LabKernel
 from orchestrator.lab.paths import LabPaths, cache_root, labs_root, locked, write_atomically
 from orchestrator.lab.plan import candidates_of, default_fleet, default_target
 from orchestrator.lab.process import find_in_folder, stop
+from orchestrator.lab.pstore import ramoops_words
 from orchestrator.lab.run import find_tool, run
-from orchestrator.lab.spec import HostSpec, LabOptions
+from orchestrator.lab.spec import HostSpec, InitKind, LabOptions
 from orchestrator.lab.state import LabState, Target, ports_taken, read_state, write_state
 from orchestrator.lab.vm import PROCESS_MARKS, QEMU, Vm, VmConfig
 from orchestrator.lab.waiting import wait_until_up
@@ -198,7 +199,8 @@ class LabFleet:
         kernel = prepared.kernel
         words = [
             "root=/dev/vda", "rw", "console=ttyS0", "panic=10", "net.ifnames=0",
-            f"kexec_fleet.lab_init={options.init}", *([f"cma={options.cma}"] if options.cma else []),
+            f"kexec_fleet_lab.init={options.init}", *([f"cma={options.cma}"] if options.cma else []),
+            *(ramoops_words(options.memory) if options.init is InitKind.SYSTEMD else []),
             *options.append.split(),
         ]  # fmt: skip
         digest = hashlib.sha256(f"{self.paths.root}/{spec.name}".encode()).hexdigest()

@@ -14,7 +14,7 @@ from orchestrator.domain.errors import LabError
 
 # Without the first two there is no root and no network; the others are taken where the kernel has them.
 REQUIRED = ("virtio_blk", "virtio_net")
-WELCOME = ("virtio_pci", "ext4", "virtio_rng", "i6300esb")
+WELCOME = ("virtio_pci", "ext4", "virtio_rng", "i6300esb", "ramoops")
 MODULE_FILE = re.compile(r"(?P<name>.+)\.ko(?P<packing>|\.xz|\.zst|\.gz)")
 
 

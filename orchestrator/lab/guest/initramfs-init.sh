@@ -10,17 +10,25 @@ $b mount -t sysfs sysfs /sys
 
 root=/dev/vda
 init=mini
+ramoops=
 for word in $($b cat /proc/cmdline); do
     case $word in
         root=/dev/*) root=${word#root=} ;;
-        kexec_fleet.lab_init=*) init=${word#*=} ;;
+        kexec_fleet_lab.init=*) init=${word#*=} ;;
+        # busybox's insmod does not read /proc/cmdline, modprobe would.
+        ramoops.*) ramoops="$ramoops ${word#ramoops.}" ;;
         # The accelerator probe wants to know only that user space was reached.
-        kexec_fleet.lab_probe=*) say "user space reached"; $b poweroff -f ;;
+        kexec_fleet_lab.probe=*) say "user space reached"; $b poweroff -f ;;
     esac
 done
 
 while read -r module; do
-    $b insmod "$module" || say "could not load $module"
+    options=
+    case $module in
+        /modules/ramoops.ko | /modules/reed_solomon.ko) [ -n "$ramoops" ] || continue ;;
+    esac
+    [ "$module" != /modules/ramoops.ko ] || options=$ramoops
+    $b insmod "$module" $options || say "could not load $module"
 done < /modules/order
 
 tries=0
