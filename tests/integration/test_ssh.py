@@ -162,8 +162,10 @@ def test_no_file_of_this_machine_changes_how_a_host_is_reached(
     ssh = tmp_path / ".ssh"
     ssh.mkdir()
     (ssh / "config").write_text("Host *\n  HostName 192.0.2.1\n  User nobody\n  ProxyCommand false\n")
-    (tmp_path / ".fabric.yml").write_text("user: nobody\ngateway: false\nconnect_kwargs: {password: x}\n")
+    (ssh / "config").write_text((ssh / "config").read_text() + f"  IdentityFile {sshd.user_key}\n")
+    (tmp_path / ".fabric.yml").write_text("user: nobody\nconnect_kwargs: {password: x}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
+    refused(sshd.host(key=str(make_key(tmp_path / "other"))), LoginRefused)  # no key but the one named
     with connected(sshd.host()) as connection:
         assert connection.run(["id", "-un"], soon()).stdout == b"root\n"
 
@@ -468,7 +470,7 @@ class Mute(paramiko.ServerInterface):
         return paramiko.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        return self._over.wait(LONG)
+        return self._over.wait(100 * LONG)
 
 
 def test_a_server_that_never_says_whether_it_started_the_program(sshd: Sshd, tmp_path: Path) -> None:
@@ -516,7 +518,7 @@ def bare_sshd(tmp_path: Path) -> Iterator[Sshd]:
     programs.mkdir()
     for name in ("sh", "env", "id"):
         (programs / name).symlink_to(os.path.realpath(f"/usr/bin/{name}"))
-    server = Sshd(tmp_path / "bare", options=[f"SetEnv PATH={programs}"]).start()
+    server = Sshd(tmp_path / "bare", env={"PATH": str(programs)}).start()
     yield server
     server.stop()
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orchestrator.domain.inventory import Host
@@ -37,10 +37,19 @@ def public(path: Path) -> str:
 
 
 class Sshd:
-    """One sshd. `options` are lines of sshd_config that go first, so that they win."""
+    """One sshd. `options` are lines of sshd_config that go first, so that they win; `env` is the sessions'.
+
+    HOME is a directory of the test's: the login shell must not run the start-up files of whoever runs the
+    tests (pyenv's, for one, wait a minute for a lock that a killed session has left).
+    """
 
     def __init__(
-        self, where: Path, *, key_kinds: Iterable[str] = ("ed25519",), options: Iterable[str] = ()
+        self,
+        where: Path,
+        *,
+        key_kinds: Iterable[str] = ("ed25519",),
+        options: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         where.mkdir(parents=True, exist_ok=True)
         self.where = where
@@ -50,10 +59,12 @@ class Sshd:
         authorized = where / "authorized_keys"
         shutil.copy(where / "user_key.pub", authorized)
         self.config = where / "sshd_config"
+        variables = {"HOME": str(where), **(env or {})}
         self.config.write_text(
             "\n".join(
                 [
                     *options,
+                    f"SetEnv {' '.join(f'{name}={value}' for name, value in variables.items())}",
                     f"Port {self.port}",
                     "ListenAddress 127.0.0.1",
                     *(f"HostKey {path}" for path in self.host_keys.values()),

@@ -63,6 +63,12 @@ def test_ticks_that_were_late_or_left_out_widen_the_resolution() -> None:
     assert (silence.length_s, silence.resolution_s) == (8, 3 + 4)
 
 
+def test_a_request_under_way_when_the_host_goes_is_within_the_resolution() -> None:
+    """Away from 2.3 to 5.1, round trips of 0.4: what was sent at 2 is lost, though the host was there."""
+    (silence,) = folded(answer(1, 0.4), failure(2), failure(5), answer(5.2, 0.4)).closed
+    assert silence.length_s - silence.resolution_s <= 5.1 - 2.3 <= silence.length_s
+
+
 def test_void_probes_say_nothing_of_the_host() -> None:
     fold = folded(answer(1), void(2), void(3), answer(4))
     assert (fold.closed, fold.open, fold.failures) == ([], None, 0)
