@@ -138,9 +138,11 @@ class Controller:
             if not now_due.hosts:
                 return _end(record, hosts, now_due)
             for name in now_due.hosts[: spec.playbook.at_once]:
+                if name in under_way:
+                    continue
                 self._dispatcher.dispatch(lease.rollout, name)
                 first = asked_at.setdefault((name, held.get(name, NEVER)[0]), time.monotonic())
-                if name not in under_way and time.monotonic() - first > TAKE_UP_SECONDS:
+                if time.monotonic() - first > TAKE_UP_SECONDS:
                     return RolloutStatus.PAUSED, (
                         f"nobody has taken {name} up for {TAKE_UP_SECONDS:.0f} s; start a worker "
                         "(`kexec-fleet worker`), then `kexec-fleet rollout resume`"
