@@ -1,7 +1,7 @@
 """The agent on a stock kernel: loading, unloading, dying and jumping, seen in the kernel's own counters.
 
-The steps follow one another on one VM, each leaving nothing loaded; the jump comes last. The VM runs the small
-init, so nothing here needs systemd.
+The steps follow one another on one VM, each leaving nothing loaded; the jump comes last. The VM runs the
+small init, so nothing here needs systemd.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Guest:
 
     def session(self) -> Agent:
         argv = self.fleet.ssh_command(HOST, ["python3 -I -c " + shlex.quote(LOADER)])
-        agent = Agent(argv, bundle())
+        agent = Agent(argv, bundle(), PATIENCE)
         self.sessions.append(agent)
         return agent
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -215,8 +216,11 @@ class Host:
 class Agent:
     """One session: the process, its hello, and one question at a time."""
 
-    def __init__(self, argv: list[str], bundle: AgentBundle) -> None:
+    def __init__(self, argv: list[str], bundle: AgentBundle, patience: float = 60.0) -> None:
+        """`patience`: how many seconds an answer may take before the test fails."""
+        self._patience = patience
         self._number = 0
+        self._received = b""
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -230,8 +234,13 @@ class Agent:
 
     def read(self) -> dict[str, Any]:
         assert self.process.stdout
-        line = self.process.stdout.readline()
-        assert line.endswith(b"\n"), f"no answer: {line!r}"
+        descriptor = self.process.stdout.fileno()
+        while b"\n" not in self._received:
+            ready, _, _ = select.select([descriptor], [], [], self._patience)
+            data = os.read(descriptor, 1 << 16) if ready else b""
+            assert data, f"no answer: {self._received!r}"
+            self._received += data
+        line, self._received = self._received.split(b"\n", 1)
         return json.loads(line)
 
     def begin(self, op: str, claim: dict[str, Any] | None = None, deadline: float = 20.0, **args: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -57,6 +58,17 @@ def test_a_jump_that_the_kernel_refuses_is_written_down_and_unloaded(host: Host)
     assert agent.refused("go", mine, appointment=armed["appointment"])["code"] == "not_armed"
     agent.ask("claim", mine)
     assert agent.refused("load", mine, kernel="/x", cmdline="", hold=1.0)["code"] == "spent"
+
+
+def test_the_last_look_before_a_jump_finds_one_that_was_told(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    armed = agent.armed(host, mine, lead=20.0)
+    path = host.root / "run/kexec-fleet/fence.json"
+    path.write_text(
+        path.read_text().replace('"told": {}', json.dumps({"told": {"journal-a": [mine["nonce"]]}})[1:-1])
+    )
+    assert agent.refused("go", mine, appointment=armed["appointment"])["code"] == "spent"
+    assert agent.ask("status")["phase"] == "armed"
 
 
 def test_a_late_go_stays_armed_and_can_be_armed_again(host: Host) -> None:
