@@ -69,7 +69,7 @@ def test_an_unknown_host_key(rollouts: Rollouts) -> None:
 def test_a_refused_login(rollouts: Rollouts) -> None:
     inventory = with_host(rollouts, "login", user="nobody-here")
     host = refused(rollouts, "login", inventory)
-    assert "login" in host["reason"] or "nobody-here" in host["reason"]
+    assert "login as nobody-here refused" in host["reason"]
 
 
 def test_a_closed_port(rollouts: Rollouts) -> None:

@@ -150,8 +150,7 @@ def _after_error(drive: HostDrive, error: HostError, dark: Dark) -> None:
         if broke and drive.broken_contacts < CONTACTS:
             drive.note(f"the contact broke before an attempt began, again: {describe(error)}")
             return
-        reason = f"unreachable: {describe(error)}" if isinstance(error, TransportError) else describe(error)
-        drive.to_phase(Phase.FAILED, reason, error.hint)
+        drive.to_phase(Phase.FAILED, _no_contact(drive, error), error.hint)
     elif final and drive.record.phase not in MAY_HAVE_JUMPED:
         drive.end_attempt(
             Outcome.LOAD_REFUSED, Phase.FAILED, describe(error), hint=error.hint, errno=error.errno
@@ -159,6 +158,15 @@ def _after_error(drive: HostDrive, error: HostError, dark: Dark) -> None:
     else:
         drive.note(f"looking at the host after: {describe(error)}")
         _look(drive, dark)
+
+
+def _no_contact(drive: HostDrive, error: HostError) -> str:
+    """Why no attempt could begin, by who refused what."""
+    if isinstance(error, LoginRefused):
+        return f"login as {drive.host.user} refused: {describe(error)}"
+    if isinstance(error, HostKeyRefused):
+        return f"host key refused: {describe(error)}"
+    return f"unreachable: {describe(error)}" if isinstance(error, TransportError) else describe(error)
 
 
 def _take_facts(drive: HostDrive, session: Session) -> HostFacts:
