@@ -34,6 +34,9 @@ DEFAULT_TIMEOUT_S = 1.0
 # A host that is back has its own work to do: 50 probes a second took half of an emulated guest's CPU, and its
 # sshd could not finish a login beside them.
 BACK_INTERVAL_S = 1.0
+# A host that is long in leaving or coming has work to do as well: an emulated guest that was to stop in order
+# under 50 probes a second answered none of them for minutes. So the pace follows the time since the jump.
+PACE_SHARE = 0.01
 MAX_IN_FLIGHT = 64
 
 
@@ -252,8 +255,12 @@ class OutageProber:
             self._launch(place, number)
 
     def _pace(self) -> float:
-        """Seconds to the next probe: once the host is back, only to see whether it stays."""
-        return max(self._interval, BACK_INTERVAL_S) if self._answered.is_set() else self._interval
+        """Seconds to the next probe: a hundredth of the time since the jump at most; once the host is back,
+        only to see whether it stays."""
+        if self._answered.is_set():
+            return max(self._interval, BACK_INTERVAL_S)
+        since = now().monotonic - self._mark.monotonic if self._mark else 0.0
+        return max(self._interval, min(BACK_INTERVAL_S, PACE_SHARE * since))
 
     def _launch(self, place: Place, number: int) -> None:
         pending = _Pending()
