@@ -91,6 +91,8 @@ check_test_packages() {
   # redis-tools carries the server's program without the service; link_redis gives it its name.
   need "tests: a real Redis" redis-tools redis_found
   need "tests: reads the shell scripts" shellcheck have shellcheck
+  need "tests: a second reader of the lab's initramfs" cpio have cpio
+  need "tests: the lab's disk image without root" fakeroot have fakeroot
 }
 
 install_packages() {
