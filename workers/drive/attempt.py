@@ -181,9 +181,10 @@ def _jump(drive: HostDrive, session: Session, attempt: AttemptRecord, prober: Ou
         drive.write((EventKind.ARMED, dict(armed.raw)), *move)
         leaves_at = time.monotonic() + LEAD_SECONDS
         drive.to_phase(Phase.JUMPING)
+        # Before go: where its answer is lost slowly, a short outage would be over before it could be marked.
+        prober.mark_jump(stays_s=max(0.0, leaves_at - time.monotonic()))
         told_at = _go(drive, session, attempt, armed)
         if told_at is not None:
-            prober.mark_jump(stays_s=max(0.0, leaves_at - time.monotonic()))
             drive.to_phase(Phase.DARK)
             return told_at
         drive.to_phase(Phase.ARMED, "the appointment passed before go arrived")
