@@ -83,7 +83,7 @@ def test_systemd_stops_the_services_and_then_jumps(rollouts: Rollouts) -> None:
     assert rollouts.on_host(HOST, f"cat {WITNESS}").strip() == old_boot
 
     hot = host["hot_phase"]
-    assert hot["value"] > 0, hot
+    assert hot["value"] is not None and hot["value"] > 0, hot
     assert "stamp of the last shutdown hook" in hot["source"] and hot["uncertainty"] > 0
     assert hot["value"] < host["outage"]["value"]
     rollouts.assert_no_nonce_booted_twice()
