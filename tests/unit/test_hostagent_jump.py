@@ -176,6 +176,36 @@ def test_the_hold_timer_unloads(host: Host) -> None:
     assert "hold" in error["message"]
 
 
+def test_a_file_system_that_hangs_does_not_take_the_image_with_it(host: Host) -> None:
+    agent, mine = host.agent(), claim()
+    agent.ask("claim", mine)
+    agent.load(host, mine)
+    host.behave(sync_seconds=600.0)
+    error = agent.refused("arm", mine, deadline=1.0, lead=5.0, span=0.05)
+    assert (error["code"], "unknown" in error["detail"]) == ("deadline", False)
+    assert agent.ask("status")["phase"] == "loaded"
+    agent.begin("arm", mine, deadline=30.0, lead=5.0, span=0.05)
+    until(lambda: len(host.calls("sync")) == 2, "the second sync")
+    agent.kill()
+    until(lambda: host.names() == ["load", "unload"], "the unload")
+
+
+def test_nothing_is_loaded_for_a_session_that_is_gone(host: Host) -> None:
+    host.write("proc/meminfo", "MemTotal: 16384000 kB\nMemAvailable: 16384000 kB\n")
+    os.truncate(host.initrd, 0)
+    os.truncate(host.initrd, 1 << 30)  # hashing it takes a moment, and the session dies meanwhile
+    zeros = "49bc20df15e412a64472421e13fe86ff1c5165e18b2afccf160d4dc19fe68a14"
+    agent, mine, other = host.agent(), claim(), host.agent()
+    agent.ask("claim", mine)
+    args = {"kernel": str(host.kernel), "initrd": str(host.initrd), "cmdline": "", "hold": 60.0}
+    agent.begin("load", mine, **args, expect={"initrd": zeros})
+    until(lambda: other.ask("status")["keeper_alive"], "the keeper")
+    agent.kill()
+    until(lambda: not other.ask("status")["keeper_alive"], "the keeper's end", 60.0)
+    assert host.names() == []
+    assert other.ask("status")["note"]["why"] == "session lost"
+
+
 def test_another_boot_is_never_driven(host: Host) -> None:
     agent, mine = host.agent(), claim()
     armed = agent.armed(host, mine, lead=5.0)

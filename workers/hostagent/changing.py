@@ -313,6 +313,7 @@ class Changing(object):
             "lead": float(request.arg("lead", _NUMBER)),
             "span": float(request.arg("span", _NUMBER, 1.0)),
             "samples": request.arg("samples", int, 9),
+            "deadline": request.deadline.left() * 0.8,
         }
         if args["method"] not in ("direct", "systemd") or not 0 < args["lead"] <= _MOST_LEAD:
             raise AgentError(

@@ -38,11 +38,12 @@ if sys.argv[1:2] == ["kexec"]:
 """
 
 
-def sync_aside(env: Environment) -> None:
-    """Syncs once more while the appointment is waited for, in a thread: a slow disk must not delay it."""
+def sync_aside(env: Environment) -> threading.Thread:
+    """Syncs file systems in a thread of its own: whoever waits for it need not wait for ever."""
     thread = threading.Thread(target=env.kernel.sync)
     thread.daemon = True
     thread.start()
+    return thread
 
 
 def wait_until(counter: Counter, appointment: int, hz: float) -> None:
@@ -97,7 +98,9 @@ def install_hook(env: Environment, interpreter: str, claim: Claim) -> Tuple[bool
     """(True, path), or (False, why): without it no hot phase is measured, the jump goes on all the same."""
     path = hook_path(env)
     try:
-        os.makedirs(env.hook_dir, 0o755, exist_ok=True)  # Debian has it only where some package needs it
+        if not os.path.isdir(env.hook_dir):  # Debian has it only where some package needs it
+            os.makedirs(env.hook_dir)
+            os.chmod(env.hook_dir, 0o755)
         descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700)
         try:
             write_all(descriptor, hook_text(env, interpreter, claim).encode("utf-8"))

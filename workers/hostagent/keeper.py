@@ -78,10 +78,20 @@ class Keeper(object):
                 self._handle(message)
             elif self._line.ended:
                 raise _End("session lost")
-            if self._store.fences().get(self._claim.journal, 0) > self._claim.fence:
-                raise _End("superseded")
-            if self._hold_until is not None and time.monotonic() > self._hold_until:
-                raise _End("hold")
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """Raises _End when somebody else has the host, or the time is over."""
+        if self._store.fences().get(self._claim.journal, 0) > self._claim.fence:
+            raise _End("superseded")
+        if self._hold_until is not None and time.monotonic() > self._hold_until:
+            raise _End("hold")
+
+    def _still_wanted(self) -> None:
+        """Raises _End when nobody waits for what is about to be done."""
+        if self._line.hung_up():
+            raise _End("session lost")
+        self._look_around()
 
     def _handle(self, message: Dict[str, Any]) -> None:
         number = message["n"]
@@ -127,6 +137,7 @@ class Keeper(object):
         load = Load(self._env, args)
         try:
             load.check()
+            self._still_wanted()
             self._record("loading")
             self._inhibitor.take()
             self._hold_until = None
@@ -173,8 +184,10 @@ class Keeper(object):
     def _arm(self, number: int, args: Dict[str, Any]) -> None:
         if not self._loaded:
             raise AgentError("not_loaded", "nothing is loaded")
-        self._armed = None
-        self._env.kernel.sync()
+        if self._armed is not None:
+            self._record("loaded")
+            self._armed = None
+        self._sync(Deadline(args["deadline"]))
         pairs = self._counter.pairs(args["samples"], args["span"])
         measured = rate(pairs)
         self._record("armed")
@@ -194,6 +207,18 @@ class Keeper(object):
             "invariant": invariant(self._counter.name, read_text(self._env.proc + "/cpuinfo") or ""),
         }
         self._line.send({"n": number, "result": self._armed})
+
+    def _sync(self, deadline: Deadline) -> None:
+        """Syncs file systems. Where one hangs (an NFS server is gone) the image must not hang with it: raises
+        AgentError `deadline`, and _End when nobody waits any more."""
+        thread = jump.sync_aside(self._env)
+        while thread.is_alive():
+            thread.join(_TICK / 4)
+            self._still_wanted()
+            if deadline.passed():
+                error = deadline.error("syncing the file systems")
+                error.hint = "look for a file system that hangs; the image is still loaded, arm again"
+                raise error
 
     def _disarm(self, number: int, _args: Dict[str, Any]) -> None:
         if self._armed is not None:
@@ -228,6 +253,7 @@ class Keeper(object):
 
     def _accept(self, appointment: int) -> Dict[str, Any]:
         """The armed jump, when everything still holds. Inside `locked`."""
+        self._still_wanted()
         self._store.require(self._claim, self._session)
         if self._armed is None or self._armed["appointment"] != appointment:
             raise AgentError("not_armed", "no jump is armed for this appointment", "arm, then go")

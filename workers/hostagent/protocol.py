@@ -13,7 +13,9 @@ from workers.hostagent.files import write_all
 # The longest request line: a request carries no bulk data, a kernel command line is at most some KiB.
 MAX_LINE = 1 << 20
 _READ = 1 << 16
-_HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0x2000)
+# Not in every Python's select module; the number is Linux's on every machine but SPARC.
+_RDHUP: int = getattr(select, "POLLRDHUP", 0x2000)
+_HANGUP = select.POLLHUP | select.POLLERR | select.POLLNVAL | _RDHUP
 
 
 class Request(object):
@@ -72,7 +74,7 @@ class Channel(object):
     def has_ended(self) -> bool:
         """True when the worker's side is gone, even if unread input is still buffered. Does not block."""
         poller = select.poll()
-        poller.register(self.incoming, getattr(select, "POLLRDHUP", 0x2000))
+        poller.register(self.incoming, _RDHUP)
         return self._ended or any(event & _HANGUP for _, event in poller.poll(0))
 
     def _fill(self) -> None:
@@ -186,6 +188,12 @@ class LineSocket(object):
         line, self._buffer = self._buffer.split(b"\n", 1)
         message: Dict[str, Any] = json.loads(line.decode("ascii"))
         return message
+
+    def hung_up(self) -> bool:
+        """True when the other side is gone, even if messages of its are still unread. Does not block."""
+        poller = select.poll()
+        poller.register(self.sock, _RDHUP)
+        return self.ended or any(event & _HANGUP for _, event in poller.poll(0))
 
     def close(self) -> None:
         self.sock.close()
