@@ -126,7 +126,7 @@ def test_a_whole_attempt_on_this_and_on_the_oldest_python(host: Host, python: st
         agent.ask("check", collector=name)
     agent.ask("facts")
     assert len(agent.ask("clock", samples=3, span=0.05)["pairs"]) == 3
-    armed = agent.armed(host, claim(), lead=0.3)
+    armed = agent.armed(host, claim(), lead=1.5)
     agent.ask("go", claim(), appointment=armed["appointment"])
     until(lambda: host.calls("reboot"), "reboot(2)")
     assert host.names() == ["load", "reboot"]

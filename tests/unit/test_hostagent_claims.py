@@ -75,13 +75,14 @@ def test_a_killed_old_keeper_does_not_make_its_session_unload_the_new_image(host
 
 
 def test_a_claim_waits_for_a_load_and_never_kills_it(host: Host) -> None:
-    host.behave(load_seconds=1.5)
+    host.behave(loading=True)
     old = host.agent()
     old.ask("claim", claim(17))
-    assert old.load(host, claim(17), deadline=0.2)["state"] == "loading"
+    assert old.load(host, claim(17), deadline=2.0)["state"] == "loading"
     new = host.agent()
-    busy = new.refused("claim", claim(18), deadline=0.3)
+    busy = new.refused("claim", claim(18), deadline=0.5)
     assert (busy["code"], busy["detail"]["phase"]) == ("busy", "loading")
+    host.behave()
     # The raised fence stays: the keeper unloads when the load ends, whoever asks.
     assert new.ask("claim", claim(18))["jump"] == "dead"
     assert [call["call"] for call in host.calls()] == ["load", "load_ended", "unload"]
@@ -90,7 +91,7 @@ def test_a_claim_waits_for_a_load_and_never_kills_it(host: Host) -> None:
 
 def test_a_claim_after_go_is_busy_until_the_jump_is_dead(host: Host) -> None:
     old = host.agent()
-    armed = old.armed(host, claim(17), lead=0.2)
+    armed = old.armed(host, claim(17), lead=1.5)
     old.ask("go", claim(17), appointment=armed["appointment"])
     until(lambda: host.calls("reboot"), "reboot(2)")
     new = host.agent()
@@ -108,7 +109,7 @@ def test_a_claim_after_go_is_busy_until_the_jump_is_dead(host: Host) -> None:
 
 def test_a_claim_unloads_what_a_dead_session_and_its_dead_keeper_left(host: Host) -> None:
     old = host.agent()
-    armed = old.armed(host, claim(17), lead=0.1)
+    armed = old.armed(host, claim(17), lead=1.5)
     old.ask("go", claim(17), appointment=armed["appointment"])
     until(lambda: host.calls("reboot"), "reboot(2)")
     keeper = host.keeper_pid()

@@ -57,7 +57,7 @@ def hook(host: Host) -> Path:
 def told(host: Host, give_up: float = 30.0) -> Agent:
     """A session whose jump has been told to systemd, and taken."""
     agent = host.agent()
-    armed = agent.armed(host, claim(), lead=0.2, method="systemd")
+    armed = agent.armed(host, claim(), lead=1.5, method="systemd")
     assert armed["method"] == "systemd"
     answer = agent.ask("go", claim(), appointment=armed["appointment"], give_up=give_up)
     assert answer == {"going": True, "stamp": True, "stamp_detail": str(hook(host))}
