@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -43,6 +44,16 @@ def public(path: Path) -> str:
     return " ".join(path.with_name(path.name + ".pub").read_text().split()[:2])
 
 
+@functools.cache
+def _patience() -> tuple[str, ...]:
+    """The line that keeps OpenSSH 9.8 and later from locking tests out that fail to log in on purpose."""
+    line = "PerSourcePenalties no"
+    asked = subprocess.run(
+        [SSHD, "-T", "-f", "/dev/null", "-o", line], capture_output=True, text=True, check=False
+    )
+    return () if "Bad configuration option" in asked.stderr else (line,)
+
+
 class Sshd:
     """One sshd. `options` are lines of sshd_config that go first, so that they win; `env` is the sessions'.
 
@@ -71,6 +82,7 @@ class Sshd:
             "\n".join(
                 [
                     *options,
+                    *_patience(),
                     f"SetEnv {' '.join(f'{name}={value}' for name, value in variables.items())}",
                     f"Port {self.port}",
                     "ListenAddress 127.0.0.1",
