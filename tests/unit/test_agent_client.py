@@ -3,147 +3,30 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from orchestrator.domain.errors import HostError, HostLost, HostRefused, TransportError
 from orchestrator.domain.inventory import Host
-from workers.agent import AgentClient, Claim
-from workers.agentbundle import AgentBundle
-from workers.connection.base import Completed
+from tests.support.agentclient import (
+    ARMED,
+    BUNDLE,
+    CLAIM,
+    HELLO,
+    LOADED,
+    STATUS,
+    FakeConnection,
+    FakeProcess,
+    answering,
+    error,
+    ok,
+    soon,
+    start,
+)
+from workers.agent import AgentClient
 from workers.deadline import Deadline
-
-BUNDLE = AgentBundle(b"source of the agent", "ab" * 32)
-HELLO = {
-    "hello": "kexec-fleet-agent",
-    "agent": BUNDLE.sha256,
-    "protocol": 1,
-    "python": "3.11.2",
-    "boot_id": "boot",
-    "pid": 1,
-    "uid": 0,
-}
-CLAIM = Claim(journal="j", rollout="r", host="web1", attempt=2, nonce="n", fence=17, boot_id="boot")
-LOADED = {
-    "state": "loaded",
-    "errno": None,
-    "errname": None,
-    "seconds": 0.5,
-    "flags": 8,
-    "log": ["6,1,2,-;kexec_file: x"],
-    "log_complete": True,
-    "cma_before": {"areas": {}},
-    "cma_after": {"areas": {}},
-    "kexec_loaded": 1,
-}
-ARMED = {"method": "direct", "counter": "tsc", "appointment": 2**60 + 1, "lead_s": 3.0, "rate_hz": 1e9}
-STATUS = {
-    "boot_id": "boot",
-    "phase": "idle",
-    "kexec_loaded": None,
-    "claim": None,
-    "keeper_alive": False,
-    "shutdown": {"under_way": False, "why": ""},
-    "fences": {"j": 17},
-}
-
-Answer = Callable[[dict[str, Any], bytes], list[bytes]]
-
-
-class FakeProcess:
-    """A Process whose other side answers with what `answer(request, payload)` returns, line by line."""
-
-    def __init__(self, hello: list[bytes] | None = None, answer: Answer | None = None) -> None:
-        self.lines = [json.dumps(HELLO).encode() + b"\n"] if hello is None else hello
-        self.answer = answer or (lambda request, payload: [])
-        self.requests: list[tuple[dict[str, Any], bytes]] = []
-        self.started = False
-        self.closed = threading.Event()
-        self.stderr = ""
-        self.status: int | None = 0
-        self.write_error: HostError | None = None
-        self.read_error: HostError | None = None
-
-    def write(self, data: bytes, deadline: Deadline) -> None:
-        if self.write_error:
-            raise self.write_error
-        if not self.started:
-            assert data == BUNDLE.header + BUNDLE.source
-            self.started = True
-            return
-        line, _, payload = data.partition(b"\n")
-        request = json.loads(line)
-        self.requests.append((request, payload))
-        self.lines += self.answer(request, payload)
-
-    def read(self, size: int, deadline: Deadline) -> bytes:
-        raise AssertionError("the client reads lines")
-
-    def read_line(self, limit: int, deadline: Deadline) -> bytes:
-        if self.lines:
-            return self.lines.pop(0)
-        if self.read_error:
-            raise self.read_error
-        return b""
-
-    def close_stdin(self) -> None: ...
-
-    def exit_status(self, deadline: Deadline) -> int | None:
-        return self.status
-
-    def close(self) -> None:
-        self.closed.set()
-
-
-class FakeConnection:
-    """A Connection that can start one process."""
-
-    host = Host(name="web1", address="web1")
-    server_version = "SSH-2.0-fake"
-
-    def __init__(self, process: FakeProcess) -> None:
-        self.process = process
-        self.started: tuple[list[str], bool] | None = None
-
-    def open_process(self, argv: Any, deadline: Deadline, *, sudo: bool = False) -> FakeProcess:
-        self.started = (list(argv), sudo)
-        return self.process
-
-    def run(self, argv: Any, deadline: Deadline, *, sudo: bool = False) -> Completed:
-        raise AssertionError("the client starts the agent and nothing else")
-
-    def alive(self, deadline: Deadline) -> bool:
-        return True
-
-    def close(self) -> None: ...
-
-
-def soon() -> Deadline:
-    return Deadline.after(60)
-
-
-def start(process: FakeProcess, **host: Any) -> AgentClient:
-    return AgentClient.start(
-        FakeConnection(process), Host(name="web1", address="web1", **host), BUNDLE, soon()
-    )
-
-
-def ok(request: dict[str, Any], result: dict[str, Any]) -> bytes:
-    return json.dumps({"id": request["id"], "ok": True, "result": result}).encode() + b"\n"
-
-
-def error(request: dict[str, Any], code: str, **more: Any) -> bytes:
-    whole = {"code": code, "message": "no", "hint": "do", "errno": None, "detail": {}, **more}
-    return json.dumps({"id": request["id"], "ok": False, "error": whole}).encode() + b"\n"
-
-
-def answering(result: dict[str, Any]) -> FakeProcess:
-    return FakeProcess(answer=lambda request, payload: [ok(request, result)])
-
 
 # -- start --------------------------------------------------------------------------------------------
 
@@ -404,88 +287,3 @@ def test_load_and_arm() -> None:
     assert armed.appointment == 2**60 + 1
     assert dict(armed.raw) == ARMED
     assert process.requests[0][0]["args"] == {"method": "direct", "lead": 3.0}
-
-
-# -- staging ------------------------------------------------------------------------------------------
-
-
-class Store:
-    """The agent's half of staging, in memory."""
-
-    def __init__(self, have: bytes = b"", *, whole: bool = False) -> None:
-        self.data = bytearray(have)
-        self.whole = whole
-        self.ops: list[str] = []
-        self.mismatches = 0
-
-    def __call__(self, request: dict[str, Any], payload: bytes) -> list[bytes]:
-        op, args = request["op"], request["args"]
-        self.ops.append(op)
-        if op == "stage_begin":
-            assert args["name"] == "kernel"
-            return [ok(request, {"have": self.whole, "offset": len(self.data), "free": 1 << 40})]
-        if op == "stage_chunk":
-            assert (args["offset"], args["length"]) == (len(self.data), len(payload))
-            self.data += payload
-            return [ok(request, {"offset": len(self.data)})]
-        if self.mismatches:
-            self.mismatches -= 1
-            self.data.clear()
-            return [error(request, "hash_mismatch")]
-        return [ok(request, {"path": "/var/x", "sha256": args["sha256"], "size": args["size"]})]
-
-
-@pytest.fixture
-def blob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr("workers.agent.CHUNK", 1000)
-    path = tmp_path / "blob"
-    path.write_bytes(bytes(range(250)) * 10)
-    yield path
-
-
-def stage(store: Store, path: Path, size: int = 2500, **more: Any) -> Any:
-    return start(FakeProcess(answer=store)).stage(CLAIM, path, "ab" * 32, size, "kernel", soon(), **more)
-
-
-def test_stage_sends_chunks_and_reports_progress(blob: Path) -> None:
-    store, seen = Store(), []
-    result = stage(store, blob, progress=lambda done, size: seen.append((done, size)))
-    assert bytes(store.data) == blob.read_bytes()
-    assert (result.path, result.skipped, result.resumed_from, result.bytes_sent) == ("/var/x", False, 0, 2500)
-    assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
-
-
-def test_stage_resumes_and_skips(blob: Path) -> None:
-    half = Store(blob.read_bytes()[:1200])
-    result = stage(half, blob)
-    assert bytes(half.data) == blob.read_bytes()
-    assert (result.skipped, result.resumed_from, result.bytes_sent) == (False, 1200, 1300)
-    there = Store(blob.read_bytes(), whole=True)
-    result = stage(there, blob)
-    assert (result.skipped, result.bytes_sent, there.ops) == (True, 0, ["stage_begin", "stage_end"])
-
-
-def test_a_resumed_file_that_is_wrong_is_sent_again_once(blob: Path) -> None:
-    store = Store(b"garbage")
-    store.mismatches = 1
-    result = stage(store, blob)
-    assert (result.resumed_from, result.bytes_sent) == (0, 2500)
-    assert bytes(store.data) == blob.read_bytes()
-
-
-def test_a_fresh_file_that_is_wrong_is_refused(blob: Path) -> None:
-    store = Store()
-    store.mismatches = 1
-    with pytest.raises(HostRefused) as caught:
-        stage(store, blob)
-    assert caught.value.code == "hash_mismatch"
-    assert store.ops.count("stage_end") == 1
-
-
-def test_a_local_file_that_changed_is_not_sent(blob: Path) -> None:
-    for path, size in ((blob, 2501), (blob.with_name("none"), 2500)):
-        store = Store()
-        with pytest.raises(HostRefused) as caught:
-            stage(store, path, size)
-        assert caught.value.code == "local_file"
-        assert store.ops == ["stage_begin"]
