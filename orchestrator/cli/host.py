@@ -11,7 +11,7 @@ import typer
 
 from orchestrator.cli.options import InventoryFile, JournalFile, Json
 from orchestrator.cli.output import ExitCode, error_record, print_json, stdout_console
-from orchestrator.domain.errors import HostError, KexecFleetError
+from orchestrator.domain.errors import HostError, JournalBusy
 
 if TYPE_CHECKING:
     from workers.agent import AgentClient
@@ -64,7 +64,7 @@ def clean(hosts: Hosts, inventory: InventoryFile, journal: JournalFile = None, a
     def refuse_driven(names: Sequence[str]) -> None:
         # A claim of ours would end what a rollout of the same journal has loaded there.
         if driven := [name for name in names if opened.is_driven(name)]:
-            raise KexecFleetError(
+            raise JournalBusy(
                 f"a rollout of this journal is at work on {', '.join(driven)}",
                 hint="wait for it, or end it with `rollout abort`",
             )

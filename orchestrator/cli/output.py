@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from orchestrator.domain.errors import (
+    BrokerError,
     HostError,
     InputError,
+    JournalBusy,
+    JournalError,
     JournalNotFound,
+    JournalUnusable,
     KexecFleetError,
     SetupError,
-    StaleFence,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +57,10 @@ _EXIT_CODES: tuple[tuple[type[KexecFleetError], ExitCode], ...] = (
     (InputError, ExitCode.BAD_INPUT),
     (SetupError, ExitCode.BAD_INPUT),
     (JournalNotFound, ExitCode.BAD_INPUT),
-    (StaleFence, ExitCode.INCONCLUSIVE),  # somebody else drives the rollout on
+    (JournalUnusable, ExitCode.BAD_INPUT),
+    (JournalBusy, ExitCode.BAD_INPUT),
+    (JournalError, ExitCode.INCONCLUSIVE),  # the disk under a running rollout: look, then resume
+    (BrokerError, ExitCode.INCONCLUSIVE),
 )
 
 

@@ -17,7 +17,7 @@ import typer
 
 from orchestrator.cli.options import Broker, InventoryFile, JournalFile, Json, Limit
 from orchestrator.cli.output import ExitCode, errors_to_exit, print_json, stderr_console, stdout_console
-from orchestrator.domain.rollout import RolloutStatus
+from orchestrator.domain.rollout import TERMINAL, Phase, RolloutStatus
 
 if TYPE_CHECKING:
     from orchestrator.domain.events import RolloutRecord
@@ -73,16 +73,10 @@ def resume(
 
 @rollout_app.command("abort")
 def abort(rollout: RolloutId = "last", journal: JournalFile = None) -> None:
-    """Start no new host; those in flight come to their end."""
+    """Begin no attempt any more; those that have begun come to their end. No resume takes that back."""
     with errors_to_exit():
         opened = open_journal(journal, create=False)
-        record = opened.find(rollout)
-        opened.request_abort(record.id)
-        running = opened.holder(record.id) is not None
-        stderr_console().print(
-            f"rollout {record.id}: abort requested"
-            + ("" if running else "; no controller is running it, `rollout resume` ends what is in flight"),
-        )
+        stderr_console().print(_abort(opened, opened.find(rollout)), soft_wrap=True)
 
 
 @rollout_app.command("list")
@@ -123,14 +117,17 @@ def events(
     """Everything that was journaled, in order; with --json one JSON object a line."""
     with errors_to_exit(as_json=as_json):
         opened = open_journal(journal, create=False)
-        for event in opened.events(opened.find(rollout).id, host=host):
+        record = opened.find(rollout)
+        if host is not None:
+            opened.host(record.id, host)
+        for event in opened.events(record.id, host=host):
             if as_json:
                 print(event.model_dump_json())
                 continue
             where = f"{event.host}#{event.attempt}" if event.host else "rollout"
             told = json.dumps(event.data, sort_keys=True)
             short = told if len(told) <= 160 else told[:157] + "..."
-            stdout_console().print(f"{_utc(event.at)} {where} {event.kind} {short}")
+            stdout_console().print(f"{_utc(event.at)} {where} {event.kind} {short}", soft_wrap=True)
 
 
 def open_journal(path: Path | None, *, create: bool = True) -> Journal:
@@ -142,9 +139,41 @@ def open_journal(path: Path | None, *, create: bool = True) -> Journal:
 
 
 def _broker(option: str | None) -> str | None:
+    """The broker's URL, where one is wanted and answers."""
     from workers.settings import broker_url, require_no_password
 
-    return require_no_password(option, "--broker") if option else broker_url(os.environ)
+    url = require_no_password(option, "--broker") if option else broker_url(os.environ)
+    if url is not None:
+        from orchestrator.control.dispatch import require_broker
+
+        require_broker(url)
+    return url
+
+
+def _abort(journal: Journal, record: RolloutRecord) -> str:
+    """Ask for the abort; where nothing is in flight and nobody runs the rollout it is over at once."""
+    if record.status in (RolloutStatus.DONE, RolloutStatus.ABORTED):
+        return f"rollout {record.id} has ended already: {record.status}"
+    journal.request_abort(record.id)
+    hosts = journal.hosts(record.id)
+    in_flight = [h.host for h in hosts if h.phase not in TERMINAL | {Phase.PENDING, Phase.LOST}]
+    lease = journal.acquire(record.id)
+    if lease is None:
+        return f"rollout {record.id}: abort requested; no attempt begins any more: {_listed(in_flight)}"
+    try:
+        if in_flight:
+            return (
+                f"rollout {record.id}: abort requested; nobody is running it, and {_listed(in_flight)}: "
+                f"`kexec-fleet rollout resume {record.id}` brings them to an end and starts nothing"
+            )
+        journal.set_status(lease, RolloutStatus.ABORTED, "aborted on request; nothing was in flight")
+        return f"rollout {record.id}: aborted; nothing was in flight"
+    finally:
+        journal.release(lease)
+
+
+def _listed(in_flight: list[str]) -> str:
+    return f"in flight: {', '.join(in_flight)}" if in_flight else "nothing is in flight"
 
 
 def _drive(journal: Journal, rollout: str, broker: str | None, as_json: bool) -> int:
@@ -162,6 +191,9 @@ def _drive(journal: Journal, rollout: str, broker: str | None, as_json: bool) ->
             tools = make_tools(journal, stop.is_set)
             at_once = journal.spec(rollout).playbook.at_once
             dispatcher = ThreadDispatcher(lambda r, h: drive_host(tools, r, h), at_once)
+        for name in (name for wave in journal.rollout(rollout).waves for name in wave):
+            if journal.is_driven(name):
+                stderr_console().print(f"{name}: somebody else is driving it; waiting for that to end")
         with Progress(stderr_console()) as progress:
             controller = Controller(journal, dispatcher, stopping=stop.is_set, observe=progress)
             record = controller.run(rollout)

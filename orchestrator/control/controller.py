@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from orchestrator.control.dispatch import Dispatcher
-from orchestrator.domain.errors import JournalError
+from orchestrator.domain.errors import JournalBusy
 from orchestrator.domain.events import EventKind, HostRecord, RolloutRecord
 from orchestrator.domain.rollout import SPENT, TERMINAL, Phase, RolloutStatus
 from orchestrator.journal.leases import Lease
@@ -47,7 +47,8 @@ def due(
 
     `under_way`: hosts that somebody drives at this moment. `to_look`: lost hosts that are to be looked at
     again. A wave begins when all hosts of the waves before it have come to an end. Fresh hosts start only
-    while the budget allows one more failure and nobody asked to abort; what has begun is always finished.
+    while the budget allows one more failure. After a request to abort no attempt begins any more, on whatever
+    host, and no resume takes that back; an attempt that has begun comes to its end.
     """
     over = _over_budget(hosts, spec)
     may_start = not over and not record.abort_requested
@@ -55,8 +56,11 @@ def due(
     for number, wave in enumerate(record.waves):
         begun, fresh = [], []
         for member in (by_name[name] for name in wave):
-            if member.phase is Phase.PENDING and not member.attempts and member.host not in under_way:
-                fresh.append(member.host)
+            if member.phase is Phase.PENDING and member.host not in under_way:
+                if not member.attempts:
+                    fresh.append(member.host)
+                elif not record.abort_requested:
+                    begun.append(member.host)
             elif member.phase is Phase.LOST:
                 begun += [member.host] if member.host in {*under_way, *to_look} else []
             elif member.phase not in TERMINAL:
@@ -96,12 +100,12 @@ class Controller:
     def run(self, rollout: str) -> RolloutRecord:
         """Take the rollout's lease and go on until nothing is due.
 
-        Raises JournalError where another process runs it.
+        Raises JournalBusy where another process runs it.
         """
         lease = self._journal.acquire(rollout)
         if lease is None:
             owner = self._journal.holder(rollout)
-            raise JournalError(
+            raise JournalBusy(
                 f"rollout {rollout} is being run by another process ({owner})",
                 hint="watch it with `rollout show`, or stop that process first",
             )
@@ -128,7 +132,7 @@ class Controller:
             if failures := self._dispatcher.failures():
                 return RolloutStatus.FAILED, "; ".join(failures)
             if self._stopping():
-                return RolloutStatus.INTERRUPTED, "stopped on request; `rollout resume` goes on"
+                return RolloutStatus.INTERRUPTED, f"stopped on request; `rollout resume {record.id}` goes on"
             held = self._journal.drivers(lease.rollout)
             under_way = self._dispatcher.in_flight() | {host for host, (_, live) in held.items() if live}
             # A look takes a new fence: where there is one, the host has been looked at since we began.
@@ -144,8 +148,8 @@ class Controller:
                 first = asked_at.setdefault((name, held.get(name, NEVER)[0]), time.monotonic())
                 if time.monotonic() - first > TAKE_UP_SECONDS:
                     return RolloutStatus.PAUSED, (
-                        f"nobody has taken {name} up for {TAKE_UP_SECONDS:.0f} s; start a worker "
-                        "(`kexec-fleet worker`), then `kexec-fleet rollout resume`"
+                        f"nobody has taken {name} up for {TAKE_UP_SECONDS:.0f} s: another rollout holds it, "
+                        f"or no `kexec-fleet worker` runs; then `kexec-fleet rollout resume {record.id}`"
                     )
             self._dispatcher.wait(TICK_SECONDS)
             ticks += 1
@@ -170,7 +174,7 @@ def _end(record: RolloutRecord, hosts: Sequence[HostRecord], now_due: Due) -> tu
     """Why the rollout has nothing more to do."""
     unfinished = sum(host.phase not in TERMINAL | {Phase.LOST} for host in hosts)
     if record.abort_requested and unfinished:
-        return RolloutStatus.ABORTED, f"aborted on request; {unfinished} hosts were not started"
+        return RolloutStatus.ABORTED, f"aborted on request; {unfinished} hosts were left as they are"
     if now_due.over_budget:
         rest = f"; {unfinished} hosts were not started" if unfinished else ""
         return RolloutStatus.FAILED, now_due.over_budget + rest

@@ -11,9 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from celery import Celery
+from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
-from orchestrator.domain.errors import BrokerError
+from orchestrator.domain.errors import BrokerError, SetupError
 
 DRIVE_TASK = "kexec_fleet.drive"
 """The one task; its arguments are ids: journal, rollout, host."""
@@ -83,6 +84,21 @@ class ThreadDispatcher:
     def close(self) -> None:
         """Wait for all threads."""
         self._pool.shutdown(wait=True)
+
+
+def require_broker(url: str) -> None:
+    """Raise SetupError unless a broker answers there: asked before anything is journaled."""
+    try:
+        with Connection(url, connect_timeout=5) as connection:  # type: ignore[no-untyped-call]
+            masked = connection.as_uri()
+            connection.ensure_connection(max_retries=1, timeout=10)
+    except KeyError as error:
+        example = "for instance redis://127.0.0.1:6379/0"
+        raise SetupError(f"the broker's URL: {error.args[0]}", hint=example) from error
+    except (OperationalError, OSError) as error:
+        raise SetupError(
+            f"no broker answers at {masked}: {error}", hint="start Redis, or correct the URL"
+        ) from error
 
 
 class CeleryDispatcher:

@@ -8,7 +8,9 @@ KexecFleetError
 ├── BrokerError                the message broker is not there; the journal is unharmed
 ├── LabError                   a lab VM, image or kernel could not be made or reached
 ├── JournalError
-│   ├── JournalNotFound        no such rollout, or the file is not a journal
+│   ├── JournalNotFound        no such rollout or journal (exit code 2)
+│   ├── JournalUnusable        the file is no journal, or cannot be opened (exit code 2)
+│   ├── JournalBusy            somebody else is at work on that rollout or host (exit code 2)
 │   └── StaleFence             the lease has moved on: this writer must stop
 ├── IllegalTransition          a state change that the transition table does not have (a bug)
 └── HostError                  carries host, step and whether the host's state is known
@@ -92,6 +94,14 @@ class JournalError(KexecFleetError):
 
 class JournalNotFound(JournalError):
     """No such rollout or journal."""
+
+
+class JournalUnusable(JournalError):
+    """The file is no journal, or cannot be opened: nothing was done."""
+
+
+class JournalBusy(JournalError):
+    """Somebody else is at work on that rollout or host: nothing was done."""
 
 
 class StaleFence(JournalError):

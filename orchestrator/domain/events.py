@@ -108,8 +108,6 @@ def apply_to_rollout(record: RolloutRecord, event: Event) -> RolloutRecord:
     changes: dict[str, Any] = {"updated_at": event.at}
     if event.kind is EventKind.ROLLOUT_STATUS:
         changes |= {"status": RolloutStatus(event.data["status"]), "reason": event.data.get("reason", "")}
-        if changes["status"] is RolloutStatus.RUNNING:
-            changes["abort_requested"] = False
     elif event.kind is EventKind.ABORT_REQUESTED:
         changes["abort_requested"] = True
     return record.model_copy(update=changes)

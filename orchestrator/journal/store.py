@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, inspect, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.domain.errors import JournalError, JournalNotFound
@@ -23,8 +23,9 @@ from orchestrator.domain.events import (
 )
 from orchestrator.domain.rollout import Phase, RolloutStatus
 from orchestrator.journal import leases, schema
-from orchestrator.journal.database import now, open_engine, read, write
+from orchestrator.journal.database import now, read, write
 from orchestrator.journal.leases import CONTROLLER, Lease
+from orchestrator.journal.opening import open_journal_file
 from orchestrator.journal.spec import RolloutSpec
 
 
@@ -40,20 +41,9 @@ class Journal:
     def open(cls, path: Path, *, create: bool = True) -> Journal:
         """Open the journal in `path`, making it where it is not there and `create` is set.
 
-        Raises JournalNotFound where it is not there, JournalError where the file is something else.
+        Raises JournalNotFound where it is not there, JournalUnusable where the file is something else.
         """
-        if not create and not path.exists():
-            raise JournalNotFound(f"no journal at {path}", hint="start a rollout, or name one with --journal")
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            engine = open_engine(path)
-            identity = _initialise(engine, path)
-        except OSError as error:
-            raise JournalError(
-                f"cannot open the journal {path}: {error.strerror or error}",
-                hint="name another file with --journal",
-            ) from error
-        path.chmod(0o600)
+        engine, identity = open_journal_file(path, create=create)
         return cls(engine, identity, path)
 
     def close(self) -> None:
@@ -284,42 +274,6 @@ class Journal:
         """Give the lease back."""
         with write(self._engine) as connection:
             leases.release(connection, lease)
-
-
-def _initialise(engine: Engine, path: Path) -> str:
-    try:
-        row = _identity(engine, path)
-    except JournalError as error:
-        raise JournalError(
-            f"cannot open the journal {path}: {error.message}",
-            hint=error.hint or "name another file with --journal, or move this one away",
-        ) from error
-    identity, version = row
-    if version != schema.VERSION:
-        raise JournalError(
-            f"{path} is a journal of layout {version}, this program knows {schema.VERSION}",
-            hint="use the version of kexec-fleet that wrote it",
-        )
-    return identity
-
-
-def _identity(engine: Engine, path: Path) -> tuple[str, int]:
-    """The journal's id and layout number; a new file gets both."""
-    with write(engine) as connection:
-        tables = set(inspect(connection).get_table_names())
-        if tables and "meta" not in tables:
-            raise JournalError(
-                f"{path} is a database, but no journal", hint="name another file with --journal"
-            )
-        schema.metadata.create_all(connection)
-        row = connection.execute(select(schema.meta)).one_or_none()
-        if row is None:
-            identity = uuid.uuid4().hex
-            connection.execute(
-                insert(schema.meta).values(one=1, journal=identity, version=schema.VERSION, last_fence=0)
-            )
-            return identity, schema.VERSION
-        return str(row.journal), int(row.version)
 
 
 def _rollout(connection: Connection, rollout: str) -> RolloutRecord:

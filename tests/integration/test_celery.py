@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import redis as client
 
-from orchestrator.control.dispatch import QUEUE, CeleryDispatcher
-from orchestrator.domain.errors import BrokerError
+from orchestrator.control.dispatch import QUEUE, CeleryDispatcher, require_broker
+from orchestrator.domain.errors import BrokerError, SetupError
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.playbook import Deadlines, HostImage, Kernel, Playbook
 from orchestrator.domain.rollout import Phase
@@ -113,3 +113,14 @@ def test_a_broker_that_is_gone_is_one_clear_error_without_its_password(tmp_path:
     with pytest.raises(BrokerError) as caught:
         dispatcher.dispatch("some-rollout", "web1")
     assert "127.0.0.1:9" in str(caught.value) and PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [f"redis://:{PASSWORD}@127.0.0.1:9/0", f"http://:{PASSWORD}@127.0.0.1/"])
+def test_a_rollout_is_not_even_made_where_no_broker_answers(url: str) -> None:
+    with pytest.raises(SetupError) as caught:
+        require_broker(url)
+    assert PASSWORD not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_broker_that_answers_is_taken(redis: RedisServer) -> None:
+    require_broker(redis.url)

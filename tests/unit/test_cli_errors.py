@@ -242,8 +242,14 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         "CommandLineTooLong",
         "SetupError",
         "JournalNotFound",
+        "JournalUnusable",
+        "JournalBusy",
     }
-    assert {name for name, code in codes.items() if code is ExitCode.INCONCLUSIVE} == {"StaleFence"}
+    assert {name for name, code in codes.items() if code is ExitCode.INCONCLUSIVE} == {
+        "JournalError",
+        "StaleFence",
+        "BrokerError",
+    }
 
 
 def end(error: BaseException) -> int:

@@ -12,7 +12,7 @@ from orchestrator.control import controller
 from orchestrator.control.controller import Controller, due
 from orchestrator.control.dispatch import ThreadDispatcher
 from orchestrator.domain.errors import JournalError
-from orchestrator.domain.events import EventKind, HostRecord, RolloutRecord
+from orchestrator.domain.events import AttemptRecord, EventKind, HostRecord, RolloutRecord
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.playbook import FailureBudget, HostImage, Kernel, Playbook, WaveSize
 from orchestrator.domain.rollout import Phase, RolloutStatus
@@ -131,7 +131,16 @@ def test_abort_starts_nothing_new(journal: Journal) -> None:
     assert record.status is RolloutStatus.ABORTED
     assert fleet.started == ["a"]
     fleet.before_end = lambda host: None
-    assert run(journal, fleet, plan, rollout).status is RolloutStatus.DONE, "a resume goes on after an abort"
+    again = run(journal, fleet, plan, rollout)
+    assert again.status is RolloutStatus.ABORTED and fleet.started == ["a"], "no resume takes an abort back"
+
+
+def test_after_an_abort_a_host_between_attempts_is_left_and_one_in_flight_is_ended() -> None:
+    record = RolloutRecord(id="r", name="p", created_at=0, waves=(("a", "b"),), abort_requested=True)
+    ended = AttemptRecord(number=1, nonce="n", fence=1, boot_id="b", path="cma", flags=0)
+    between = HostRecord(rollout="r", host="a", phase=Phase.PENDING, attempts=(ended,))
+    dark = HostRecord(rollout="r", host="b", phase=Phase.DARK, attempts=(ended,))
+    assert due(record, [between, dark], spec(), (), ()).hosts == ("b",)
 
 
 def test_a_second_controller_is_refused(journal: Journal) -> None:

@@ -303,6 +303,19 @@ def test_stopping_before_the_jump_leaves_a_pending_host(journal: Journal) -> Non
     assert host.jumps == [] and host.loaded is None
 
 
+def test_no_attempt_begins_after_an_abort(journal: Journal) -> None:
+    def abort_and_fall_back(host: FakeHost) -> None:
+        journal.request_abort(drives.rollout)
+        host.firmware_boot()
+
+    host = FakeHost(on_go=abort_and_fall_back)
+    drives = Drives(journal, host)
+    record = drives.run()
+    assert record.phase is Phase.PENDING and drives.tried == [("cma", Outcome.FELL_BACK)]
+    drives.run()
+    assert drives.tried == [("cma", Outcome.FELL_BACK)], "nor by a resume"
+
+
 def test_a_host_on_the_target_is_skipped(journal: Journal) -> None:
     record = Drives(journal, FakeHost(release="7.9"), kernel=Kernel(
         on_host=HostImage(image="/boot/vmlinuz"), release="7.9")).run()  # fmt: skip

@@ -96,6 +96,8 @@ def _run(drive: HostDrive) -> None:
         _look(drive, Dark())
     while drive.record.phase not in TERMINAL and drive.record.phase is not Phase.LOST:
         drive.check_stop()
+        if drive.tools.journal.rollout(drive.record.rollout).abort_requested:
+            return
         _attempt(drive)
 
 
