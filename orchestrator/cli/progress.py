@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -39,25 +39,35 @@ class Progress:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
-    def __call__(self, record: RolloutRecord, hosts: Sequence[HostRecord]) -> None:
+    def __call__(
+        self, record: RolloutRecord, hosts: Sequence[HostRecord], under_way: Collection[str] = ()
+    ) -> None:
         """Show the state as it is now."""
         if self._live is not None:
-            self._live.update(running_table(record, hosts))
+            self._live.update(running_table(record, hosts, under_way))
             return
         for host in hosts:
-            state = (host.phase, len(host.attempts), host.reason)
+            phase = phase_text(host, under_way)
+            state = (phase, len(host.attempts), host.reason)
             if self._seen.get(host.host) != state:
                 self._seen[host.host] = state
-                self._console.print(_line(host), soft_wrap=True)
+                self._console.print(_line(host, phase), soft_wrap=True)
 
 
-def _line(host: HostRecord) -> str:
+def phase_text(host: HostRecord, under_way: Collection[str]) -> str:
+    """The host's phase; a pending one that somebody drives is being reached and asked for its facts."""
+    return "connecting" if host.phase is Phase.PENDING and host.host in under_way else str(host.phase)
+
+
+def _line(host: HostRecord, phase: str) -> str:
     attempt = f" attempt {host.attempts[-1].number} ({host.attempts[-1].path})" if host.attempts else ""
     reason = f": {host.reason}" if host.reason else ""
-    return f"{host.host}: {host.phase}{attempt}{reason}"
+    return f"{host.host}: {phase}{attempt}{reason}"
 
 
-def running_table(record: RolloutRecord, hosts: Sequence[HostRecord]) -> Table:
+def running_table(
+    record: RolloutRecord, hosts: Sequence[HostRecord], under_way: Collection[str] = ()
+) -> Table:
     """A row a host: phase, attempt, how long it has been there, what was tried."""
     table = Table(title=f"rollout {record.id} · {record.name} · {record.status}", title_justify="left")
     for column in ("host", "wave", "phase", "attempt", "for", "tried"):
@@ -67,7 +77,7 @@ def running_table(record: RolloutRecord, hosts: Sequence[HostRecord]) -> Table:
         table.add_row(
             host.host,
             str(host.wave + 1),
-            _coloured(host),
+            _coloured(host, phase_text(host, under_way)),
             str(len(host.attempts) or ""),
             f"{max(0.0, now - host.updated_at):.0f} s" if _moving(host) else "",
             ladder_text(host),
@@ -90,7 +100,7 @@ def final_table(record: RolloutRecord, hosts: Sequence[HostRecord]) -> Table:
         table.add_row(
             host.host,
             str(host.wave + 1),
-            _coloured(host),
+            _coloured(host, str(host.phase)),
             ladder_text(host),
             _cma(attempt.loaded if attempt else None),
             figure_text(measured, "hot_phase"),
@@ -110,5 +120,5 @@ def _cma(loaded: dict[str, object] | None) -> str:
     return f"{'?' if inside is None else inside} of {placement['bytes_total']}"
 
 
-def _coloured(host: HostRecord) -> Text:
-    return Text(str(host.phase), style="red" if host.phase in SPENT else _COLOURS.get(host.phase, ""))
+def _coloured(host: HostRecord, text: str) -> Text:
+    return Text(text, style="red" if host.phase in SPENT else _COLOURS.get(host.phase, ""))

@@ -81,6 +81,10 @@ def _over_budget(hosts: Sequence[HostRecord], spec: RolloutSpec) -> str:
     return f"{spent} of {len(hosts)} hosts failed or were lost, the budget is {budget.limit(len(hosts))}"
 
 
+Observer = Callable[[RolloutRecord, Sequence[HostRecord], Collection[str]], None]
+"""Is shown the rollout, its hosts, and those that somebody drives at this moment; must not raise."""
+
+
 class Controller:
     """Runs one rollout to an end, a pause, or a request to stop."""
 
@@ -90,7 +94,7 @@ class Controller:
         dispatcher: Dispatcher,
         *,
         stopping: Callable[[], bool],
-        observe: Callable[[RolloutRecord, Sequence[HostRecord]], None] = lambda record, hosts: None,
+        observe: Observer = lambda record, hosts, under_way: None,
     ) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
@@ -115,8 +119,9 @@ class Controller:
             status, reason = self._loop(lease)
             self._dispatcher.close()
             self._journal.set_status(lease, status, reason)
-            self._show(rollout)
-            return self._journal.rollout(rollout)
+            record = self._journal.rollout(rollout)
+            self._observe(record, self._journal.hosts(rollout), ())
+            return record
         finally:
             self._journal.release(lease)
 
@@ -128,13 +133,14 @@ class Controller:
         wave: int | None = None
         ticks = 0
         while True:
-            record, hosts = self._show(lease.rollout)
+            record, hosts = self._journal.rollout(lease.rollout), self._journal.hosts(lease.rollout)
+            held = self._journal.drivers(lease.rollout)
+            under_way = self._dispatcher.in_flight() | {host for host, (_, live) in held.items() if live}
+            self._observe(record, hosts, under_way)
             if failures := self._dispatcher.failures():
                 return RolloutStatus.FAILED, "; ".join(failures)
             if self._stopping():
                 return RolloutStatus.INTERRUPTED, f"stopped on request; `rollout resume {record.id}` goes on"
-            held = self._journal.drivers(lease.rollout)
-            under_way = self._dispatcher.in_flight() | {host for host, (_, live) in held.items() if live}
             # A look takes a new fence: where there is one, the host has been looked at since we began.
             to_look = {host for host in lost if held.get(host, NEVER)[0] == at_start.get(host, NEVER)[0]}
             now_due = due(record, hosts, spec, under_way, to_look)
@@ -163,11 +169,6 @@ class Controller:
             if new is not None:
                 self._journal.note_wave(lease, EventKind.WAVE_STARTED, new)
         return new
-
-    def _show(self, rollout: str) -> tuple[RolloutRecord, list[HostRecord]]:
-        record, hosts = self._journal.rollout(rollout), self._journal.hosts(rollout)
-        self._observe(record, hosts)
-        return record, hosts
 
 
 def _end(record: RolloutRecord, hosts: Sequence[HostRecord], now_due: Due) -> tuple[RolloutStatus, str]:
