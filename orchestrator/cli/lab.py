@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,6 +26,7 @@ from orchestrator.lab.kernels import AvailableKernel, KernelStore
 from orchestrator.lab.progress import ProgressEvent, ProgressKind
 from orchestrator.lab.spec import (
     AccelChoice,
+    HostSpec,
     InitKind,
     LabOptions,
     parse_cma,
@@ -40,6 +45,10 @@ PIPE_WIDTH = 200
 Name = Annotated[str, typer.Option("--name", help="Which lab; several can be up at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
+# What a host that is there keeps; giving another value for it is an error.
+MADE_WITH = ("memory", "cma", "cpus", "init")
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 MARKS = {
     ProgressKind.STEP: ("…", "cyan"),
     ProgressKind.DONE: ("✓", "green"),
@@ -51,17 +60,18 @@ def _show_progress(event: ProgressEvent) -> None:
     """Progress goes to standard error: what a script reads on standard output is only the result."""
     mark, colour = MARKS[event.kind]
     where = f"{event.host}: " if event.host else ""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        Text(f"{mark} {where}{event.text}", style=colour)
-    )
+    # A guest's console may hold anything; it shall not steer the terminal.
+    words = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in event.text)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"{mark} {where}{words}", style=colour))
 
 
 @lab_app.command()
 def up(
+    context: typer.Context,
     hosts: Annotated[
-        str,
+        str | None,
         typer.Option(help="NAME=KERNEL,…: a version prefix, /path/vmlinuz or /path/vmlinuz+/path/modules."),
-    ] = "",
+    ] = None,
     target: Annotated[str, typer.Option(help="Kernel to move to; default: the newest with CMA.")] = "",
     cma: Annotated[str, typer.Option(help="cma= of the guests' command line; none: leave it out.")] = "384M",
     memory: Annotated[str, typer.Option(help="Memory of each VM.")] = "2G",
@@ -80,7 +90,7 @@ def up(
         bool, typer.Option(help="Gives each VM an i6300esb watchdog that resets it.")
     ] = False,
     boot_timeout: Annotated[
-        float, typer.Option(help="Seconds that the slowest guest may take to boot.")
+        float, typer.Option(help="Seconds, above 0, that the slowest guest may take to boot.")
     ] = 900.0,
     name: Name = "default",
     inventory: Annotated[Path | None, typer.Option(help="Also write the inventory here.")] = None,
@@ -100,14 +110,51 @@ def up(
         append=append,
         inventory=inventory,
         boot_seconds=boot_timeout,
+        given=frozenset(key for key in MADE_WITH if _is_given(context, key)),
     )
-    specs = parse_hosts(hosts) if hosts else None
-    report = LabFleet.open(name).up(specs, options, _show_progress)
+    # An empty --hosts is a variable that was not set, not a wish for the default fleet.
+    _bring_up(name, None if hosts is None else parse_hosts(hosts), options)
+
+
+def _is_given(context: typer.Context, key: str) -> bool:
+    source = context.get_parameter_source(key)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _bring_up(name: str, specs: list[HostSpec] | None, options: LabOptions) -> None:
+    fleet = LabFleet.open(name)
+    with _said_when_stopped(name):
+        report = fleet.up(specs, options, _show_progress)
     if report.started:
         typer.echo(f"up: {', '.join(report.started)}")
     if report.already:
         typer.echo(f"already up: {', '.join(report.already)}")
     typer.echo(f"inventory: {report.inventory}")
+
+
+@contextmanager
+def _said_when_stopped(name: str) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM says what stays and unwinds; the second one kills, as one expects."""
+    text = (
+        "stopping; VMs that were started stay up: "
+        f"`kexec-fleet lab status --name {name}`, `kexec-fleet lab down --name {name}`\n"
+    )
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+        with suppress(OSError):
+            os.write(2, text.encode())  # sys.stderr may be in the middle of a line
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, stop) for number in STOPS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @lab_app.command()
@@ -147,9 +194,21 @@ def ssh(
     command: Annotated[list[str] | None, typer.Argument(help="A command; without one, a shell.")] = None,
     name: Name = "default",
 ) -> None:
-    """Log in with the lab's key and the host's pinned key. Options come before the host."""
-    words = LabFleet.open(name).ssh_command(host, command or [])
+    """Log in with the lab's key and the host's pinned key. --name comes before the command."""
+    name, command = _take_name(name, command or [])
+    words = LabFleet.open(name).ssh_command(host, command)
     os.execv(words[0], words)
+
+
+def _take_name(name: str, words: list[str]) -> tuple[str, list[str]]:
+    """What follows the host is the guest's command, options included; no command begins with --name."""
+    if words and words[0].startswith("--name="):
+        return words[0].removeprefix("--name="), words[1:]
+    if words and words[0] == "--name":
+        if len(words) == 1:
+            raise InputError("--name needs a value", hint="kexec-fleet lab ssh HOST --name LAB [COMMAND…]")
+        return words[1], words[2:]
+    return name, words
 
 
 @lab_app.command()
@@ -239,12 +298,14 @@ def down(
     every: Annotated[bool, typer.Option("--all", help="All labs of this user.")] = False,
 ) -> None:
     """End every VM and remove every file of the lab. The cache of kernels and images stays."""
-    gone = [
-        host
-        for lab in (LabFleet.names() if every else [name])
-        for host in LabFleet.open(lab).down(_show_progress)
-    ]
-    typer.echo(f"gone: {', '.join(gone)}" if gone else "nothing was up")
+    labs = LabFleet.names() if every else [name]
+    gone = [host for lab in labs for host in LabFleet.open(lab).down(_show_progress)]
+    if gone:
+        typer.echo(f"gone: {', '.join(gone)}")
+    elif there := LabFleet.names():
+        typer.echo(f"nothing was up in a lab {name!r}; there are: {', '.join(there)}")
+    else:
+        typer.echo("nothing was up")
 
 
 def main() -> None:

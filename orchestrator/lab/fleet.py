@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from orchestrator.domain.errors import InputError, LabError, SetupError
+from orchestrator.domain.errors import InputError, LabError
 from orchestrator.lab import accel, keys, ports, ssh
 from orchestrator.lab import progress as say
+from orchestrator.lab.agree import check_inventory_place, check_memory, new_hosts
+from orchestrator.lab.copies import remove_copies, write_copy
 from orchestrator.lab.image import ImageStore
 from orchestrator.lab.initramfs import Initramfs, InitramfsStore
 from orchestrator.lab.inventory import InventoryHost, InventoryTarget, inventory_text
@@ -23,13 +24,11 @@ from orchestrator.lab.plan import candidates_of, default_fleet, default_target
 from orchestrator.lab.process import find_in_folder, stop
 from orchestrator.lab.pstore import ramoops_words
 from orchestrator.lab.run import find_tool, run
-from orchestrator.lab.spec import HostSpec, InitKind, LabOptions
+from orchestrator.lab.spec import INIT_WORD, HostSpec, InitKind, LabOptions
 from orchestrator.lab.state import LabState, Target, ports_taken, read_state, write_state
 from orchestrator.lab.vm import PROCESS_MARKS, QEMU, Vm, VmConfig
 from orchestrator.lab.waiting import wait_until_up
 
-# A guest of 1 GB was seen to cost about 300 MB; page cache and a loaded image come on top.
-REAL_SHARE = 0.45
 TOOLS = (QEMU, "qemu-img", "mmdebstrap", "mke2fs", "ssh", "ssh-keygen", "apt-get", "dpkg-deb")
 STATUS_SECONDS = 30.0
 
@@ -103,7 +102,8 @@ class LabFleet:
         if state is None:
             there = ", ".join(self.names()) or "none"
             raise InputError(
-                f"there is no lab {self.name!r}", hint=f"kexec-fleet lab up; labs there are: {there}"
+                f"there is no lab {self.name!r}",
+                hint=f"kexec-fleet lab up --name {self.name}; labs there are: {there}",
             )
         return state
 
@@ -127,12 +127,15 @@ class LabFleet:
     ) -> UpReport:
         """Makes the hosts that are not there, starts those that stopped, waits until all of them answer.
         `specs` None: the default fleet, or what the lab already has."""
+        check_inventory_place(options.inventory)
         for tool in TOOLS:
             find_tool(tool)
         waiting = f"another command works on lab {self.name!r}; waiting for it"
         with locked(self.paths.lock, lambda: say.notice(progress, waiting)):
+            self.paths.going.unlink(missing_ok=True)  # of a `down` that failed
             state = self._extend(read_state(self.paths), specs, options, progress)
-            stopped = [vm for vm in self.vms() if not vm.running]
+            vms = self.vms()
+            stopped = [vm for vm in vms if not vm.running]
             if stopped:
                 client_public = self._make_client_key()
                 image = ImageStore(progress=progress).root_image()
@@ -143,9 +146,11 @@ class LabFleet:
                 vm.start()
             started = [vm.host for vm in stopped]
             inventory = self._write_inventory(state, options.inventory)
-        booting = [vm for vm in self.vms() if vm.host in started or vm.ask_service() is None]
-        wait_until_up(booting, self.paths, options.boot_seconds, progress)
-        already = tuple(vm.host for vm in self.vms() if vm.host not in started)
+        silent = [vm for vm in vms if vm.host not in started and vm.ask_service() is None]
+        for vm in silent:
+            say.step(progress, "already starting, waiting", vm.host)
+        wait_until_up([*stopped, *silent], self.paths, options.boot_seconds, progress)
+        already = tuple(vm.host for vm in vms if vm.host not in started)
         return UpReport(tuple(started), already, inventory)
 
     def _extend(
@@ -156,15 +161,15 @@ class LabFleet:
         progress: say.Progress,
     ) -> LabState:
         """The state with the new hosts and the wanted target in it, written down; nothing is started."""
+        new = new_hosts(state, specs, options, self.name)
         store = KernelStore(progress=progress)
-        new = _new_hosts(state, specs) if specs is not None else [] if state else None
         same_target = state is not None and options.target in ("", state.target.spec, state.target.release)
         if state is not None and not new and same_target:
             return state
         target, target_kernel = self._choose_target(state, store, options, progress)
         if new is None:
             new = default_fleet(candidates_of(store), target_kernel, progress)
-        _check_memory(len(new), options.memory, progress)
+        check_memory(len(new), options.memory, progress)
         prepared = {spec.kernel: _prepare(store, spec.kernel, options, progress) for spec in new}
         accelerator = accel.decide(options.accel, target_kernel.vmlinuz, Path(target.initrd), progress)
         with locked(cache_root() / "ports.lock"):
@@ -199,7 +204,7 @@ class LabFleet:
         kernel = prepared.kernel
         words = [
             "root=/dev/vda", "rw", "console=ttyS0", "panic=10", "net.ifnames=0",
-            f"kexec_fleet_lab.init={options.init}", *([f"cma={options.cma}"] if options.cma else []),
+            f"{INIT_WORD}{options.init}", *([f"cma={options.cma}"] if options.cma else []),
             *(ramoops_words(options.memory) if options.init is InitKind.SYSTEMD else []),
             *options.append.split(),
         ]  # fmt: skip
@@ -254,10 +259,7 @@ class LabFleet:
         write_atomically(self.paths.inventory, text.encode())
         if elsewhere is None:
             return self.paths.inventory
-        try:
-            write_atomically(elsewhere.absolute(), text.encode())
-        except OSError as error:
-            raise InputError(f"the inventory {elsewhere} cannot be written: {error.strerror}") from None
+        write_copy(self.paths, elsewhere.absolute(), text)
         return elsewhere.absolute()
 
     # -- status and down ---------------------------------------------------------------------------------
@@ -294,9 +296,12 @@ class LabFleet:
         with locked(self.paths.lock, lambda: say.notice(progress, waiting)):
             folders = self.paths.root / "vms"
             hosts = sorted(folder.name for folder in folders.iterdir()) if folders.is_dir() else []
+            if self.paths.root.exists():
+                self.paths.going.touch()
             for process in find_in_folder(self.paths.root, PROCESS_MARKS):
                 if not stop(process):
                     raise LabError(f"process {process.pid} of lab {self.name!r} does not die")
+            remove_copies(self.paths, progress)
             if self.paths.root.exists():
                 shutil.rmtree(self.paths.root)
             for host in hosts:
@@ -305,36 +310,6 @@ class LabFleet:
         return hosts
 
 
-def _new_hosts(state: LabState | None, specs: Sequence[HostSpec]) -> list[HostSpec]:
-    """Those that the lab does not have. One that it has on another kernel cannot be changed in place."""
-    there = {vm.host: vm for vm in state.vms} if state else {}
-    for spec in specs:
-        vm = there.get(spec.name)
-        if vm is not None and spec.kernel not in (vm.kernel_spec, vm.release):
-            raise InputError(
-                f"host {spec.name!r} was made with kernel {vm.kernel_spec}, not {spec.kernel}",
-                hint="take another name, or `kexec-fleet lab down` first",
-            )
-    return [spec for spec in specs if spec.name not in there]
-
-
 def _prepare(store: KernelStore, wanted: str, options: LabOptions, progress: say.Progress) -> Prepared:
     kernel = store.resolve(wanted)
     return Prepared(kernel, InitramfsStore(progress=progress).build(kernel, options.initrd_pad))
-
-
-def _check_memory(count: int, memory: int, progress: say.Progress) -> None:
-    available = read_available_memory()
-    whole, likely = count * memory, int(count * memory * REAL_SHARE)
-    text = f"{count} VMs of {memory >> 20} MiB; this machine has {available >> 20} MiB available"
-    if available < likely:
-        raise SetupError(f"not enough memory for {text}", hint="use fewer --hosts or less --memory")
-    if available < whole:
-        say.notice(progress, f"memory is tight for {text}")
-
-
-def read_available_memory(source: Path = Path("/proc/meminfo")) -> int:
-    for line in source.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

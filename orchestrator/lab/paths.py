@@ -68,6 +68,16 @@ class LabPaths:
         return self.root / "inventory.yaml"
 
     @property
+    def copies(self) -> Path:
+        """Which inventories were written elsewhere."""
+        return self.root / "copies.json"
+
+    @property
+    def going(self) -> Path:
+        """Is there while `down` takes the lab down, for those who wait for its guests."""
+        return self.root / "going-down"
+
+    @property
     def key(self) -> Path:
         return self.root / "id_ed25519"
 

@@ -91,5 +91,5 @@ def run(
     if child.returncode != 0:
         words = (complaints or output).strip().splitlines()[-STDERR_LINES:]
         failure = f"could not {what}: {argv[0]} exited with {child.returncode}"
-        raise LabError(f"{failure}: " + "\n".join(words), hint=by_hand)
+        raise LabError(f"{failure}: " + " | ".join(words), hint=by_hand)
     return output

@@ -13,6 +13,7 @@ from orchestrator.lab.paths import check_name
 SIZE = re.compile(r"(\d+)([KMG]?)i?B?", re.IGNORECASE)
 FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 LEAST_MEMORY = 512 << 20
+INIT_WORD = "kexec_fleet_lab.init="  # of the guests' command line
 
 
 class InitKind(StrEnum):
@@ -45,6 +46,20 @@ class LabOptions:
     append: str = ""  # more words for the kernel command line
     inventory: Path | None = None  # None: beside the lab's state
     boot_seconds: float = 900.0  # for the slowest host, on a busy machine without KVM
+    # Those of memory, cma, cpus and init that the user gave: a host that is there must agree with them.
+    given: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.cma and parse_size(self.cma, "cma") >= self.memory:
+            raise InputError(
+                f"cma {self.cma} does not fit into the memory of {self.memory >> 20}M",
+                hint="give --cma at most about half of --memory",
+            )
+        if not self.boot_seconds > 0:  # NaN is not, either
+            raise InputError(
+                f"boot timeout {self.boot_seconds:g} is not usable",
+                hint="give --boot-timeout seconds above 0",
+            )
 
 
 def parse_size(text: str, what: str) -> int:
@@ -71,6 +86,11 @@ def parse_cma(text: str) -> str:
 
 def parse_hosts(text: str) -> list[HostSpec]:
     """`web1=7.3,web2=/boot/vmlinuz`."""
+    if not text.strip():
+        raise InputError(
+            "--hosts is empty",
+            hint="write for example web1=7.3; without --hosts it is the default fleet, or what the lab has",
+        )
     specs: list[HostSpec] = []
     for item in (part.strip() for part in text.split(",")):
         name, equals, kernel = item.partition("=")

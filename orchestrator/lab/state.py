@@ -32,14 +32,15 @@ def read_state(paths: LabPaths) -> LabState | None:
         return None
     except (OSError, ValueError) as error:
         raise LabError(
-            f"{paths.state} cannot be read: {error}", hint="`kexec-fleet lab down` clears it away"
+            f"{paths.state} cannot be read: {error}",
+            hint=f"`kexec-fleet lab down --name {paths.root.name}` clears it away",
         ) from None
     try:
         return LabState(Target(**data["target"]), tuple(VmConfig(**vm) for vm in data["vms"]))
     except (KeyError, TypeError) as error:
         raise LabError(
             f"{paths.state} was written by another version: {error}",
-            hint="`kexec-fleet lab down` clears it away",
+            hint=f"`kexec-fleet lab down --name {paths.root.name}` clears it away",
         ) from None
 
 

@@ -151,7 +151,8 @@ class Vm:
             except qmp.QmpError:
                 time.sleep(0.05)
         self.kill()
-        words = log.read_text(errors="replace").strip() or "no message, it never answered its monitor"
+        lines = log.read_text(errors="replace").strip().splitlines()
+        words = " | ".join(lines) or "no message, it never answered its monitor"
         raise LabError(
             f"QEMU did not start {self.host}: {words}", hint=f"command line: {' '.join(self._replay())}"
         )

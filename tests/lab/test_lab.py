@@ -278,7 +278,7 @@ def test_an_interrupted_up_is_cleared_away(labs: Path) -> None:
 
 def test_down_leaves_nothing_behind(labs: Path) -> None:
     """By itself, so that it may come last: its own VM, not waited for."""
-    done = cli("up", "--name", "short", "--hosts", "y=7.2", "--target", "7.3", "--boot-timeout", "0")
+    done = cli("up", "--name", "short", "--hosts", "y=7.2", "--target", "7.3", "--boot-timeout", "0.1")
     assert done.returncode == 1, "nothing boots in no time"
     assert "did not answer" in done.stderr
     vm = LabFleet.open("short").vm("y")
@@ -296,4 +296,4 @@ def test_down_leaves_nothing_behind(labs: Path) -> None:
             assert not (
                 where.startswith(str(labs / "short")) and any(mark in command for mark in PROCESS_MARKS)
             )
-    assert cli("down", "--name", "short").stdout == "nothing was up\n"
+    assert cli("down", "--name", "short").stdout.startswith("nothing was up")

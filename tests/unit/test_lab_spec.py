@@ -9,12 +9,10 @@ import yaml
 
 from orchestrator.domain.errors import InputError, LabError
 from orchestrator.lab.evidence import KernelCapabilities
-from orchestrator.lab.fleet import _new_hosts, read_available_memory
 from orchestrator.lab.inventory import InventoryHost, InventoryTarget, inventory_text, scalar
 from orchestrator.lab.kernels import AvailableKernel, KernelSource, LabKernel
 from orchestrator.lab.plan import Candidates, default_fleet, default_target
-from orchestrator.lab.spec import HostSpec, parse_cma, parse_hosts, parse_memory, parse_size
-from orchestrator.lab.state import LabState, Target
+from orchestrator.lab.spec import HostSpec, LabOptions, parse_cma, parse_hosts, parse_memory, parse_size
 from orchestrator.lab.vm import VmConfig, qemu_arguments
 
 ABILITIES = {
@@ -33,7 +31,18 @@ def test_hosts_are_parsed() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["web1", "web1=", "=7.3", "web1=7.3,web1=7.2", "Web1=7.3", "a/b=7.3", "web1=7.3,", "web1=7.3,,b=7.2"],
+    [
+        "web1",
+        "web1=",
+        "=7.3",
+        "web1=7.3,web1=7.2",
+        "Web1=7.3",
+        "a/b=7.3",
+        "web1=7.3,",
+        "web1=7.3,,b=7.2",
+        "",
+        " ",
+    ],
 )
 def test_bad_hosts_are_refused(text: str) -> None:
     with pytest.raises(InputError):
@@ -61,6 +70,20 @@ def test_cma(text: str, value: str) -> None:
 def test_cma_cannot_carry_more_words() -> None:
     with pytest.raises(InputError):
         parse_cma("384M init=/bin/sh")
+
+
+@pytest.mark.parametrize("cma", ["1000G", "2G", "2048M"])
+def test_cma_must_fit_into_the_memory(cma: str) -> None:
+    with pytest.raises(InputError, match=f"cma {cma} does not fit into the memory of 2048M"):
+        LabOptions(cma=cma, memory=2 << 30)
+    assert LabOptions(cma="2047M", memory=2 << 30).cma == "2047M"
+    assert LabOptions(cma="", memory=512 << 20).cma == ""
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_no_time_to_boot_is_refused(seconds: float) -> None:
+    with pytest.raises(InputError, match="boot timeout"):
+        LabOptions(boot_seconds=seconds)
 
 
 def candidates(kernels: dict[str, str], fetched: list[str] | None = None) -> Candidates:
@@ -123,14 +146,6 @@ def vm_config(host: str, spec: str = "7.2", release: str = "7.2.12", accel: str 
     )  # fmt: skip
 
 
-def test_hosts_that_are_there_are_left_alone() -> None:
-    state = LabState(Target("/t", "/i", "7.3.4", "7.3"), (vm_config("a"),))
-    assert _new_hosts(state, [HostSpec("a", "7.2"), HostSpec("b", "7.3")]) == [HostSpec("b", "7.3")]
-    assert _new_hosts(state, [HostSpec("a", "7.2.12")]) == []
-    with pytest.raises(InputError, match=r"made with kernel 7\.2, not 7\.3"):
-        _new_hosts(state, [HostSpec("a", "7.3")])
-
-
 def test_qemu_gets_what_the_lab_promises() -> None:
     words = " ".join(qemu_arguments(vm_config("a")))
     assert "-no-reboot" not in words, "a reset must come back through the firmware"
@@ -173,9 +188,3 @@ def test_inventory_reads_back_as_it_was_meant() -> None:
 )
 def test_scalars_stay_strings(text: str) -> None:
     assert yaml.safe_load(f"{{a: {scalar(text)}}}") == {"a": text}
-
-
-def test_available_memory_is_the_kernels_word(tmp_path: Path) -> None:
-    source = tmp_path / "meminfo"
-    source.write_text("MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable:   42 kB\n")
-    assert read_available_memory(source) == 42 * 1024
