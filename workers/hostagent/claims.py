@@ -24,8 +24,6 @@ from workers.hostagent.processes import Identity
 
 # Phases in which a keeper holds or may hold an image.
 KEEPER_PHASES = ("loading", "loaded", "armed", "told", "systemd")
-# Phases past go: nothing may be loaded or told again for that nonce.
-TOLD_PHASES = ("told", "systemd")
 _POLL = 0.02
 
 

@@ -35,7 +35,7 @@ def collect(env: Environment, with_devices: bool) -> Dict[str, Any]:
         "cmdline": read_line(env.proc + "/cmdline"),
         "uptime_s": kernelinfo.uptime(env),
         "python": platform.python_version(),
-        "page_size": kernelinfo.interpreter_page_size(),
+        "page_size": os.sysconf("SC_PAGE_SIZE"),
         "init": env.init(),
         "virt": kernelinfo.virt(env, flags),
         "cpus": devices.cpus(env),

@@ -1,7 +1,6 @@
 """What the running kernel and its init say of themselves, one small reader each."""
 
 import gzip
-import os
 import struct
 from typing import Any, Dict, List, Optional
 
@@ -129,7 +128,3 @@ def clocksource(env: Environment) -> Dict[str, Any]:
 def pstore(env: Environment) -> List[str]:
     """Names of the records that a crash left in pstore."""
     return names(env.sys + "/fs/pstore")
-
-
-def interpreter_page_size() -> int:
-    return os.sysconf("SC_PAGE_SIZE")

@@ -74,9 +74,6 @@ class KeeperLink(object):
                 if left <= 0.0:
                     return None
 
-    def close(self) -> None:
-        self._line.close()
-
 
 def result_of(message: Dict[str, Any]) -> Dict[str, Any]:
     """The answer's result. Raises the AgentError that it carries instead."""

@@ -194,6 +194,3 @@ class LineSocket(object):
         poller = select.poll()
         poller.register(self.sock, _RDHUP)
         return self.ended or any(event & _HANGUP for _, event in poller.poll(0))
-
-    def close(self) -> None:
-        self.sock.close()
