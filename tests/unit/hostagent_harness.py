@@ -65,6 +65,7 @@ class Recorder(Kernel):
         if kernel_fd == -1:
             raise OSError(errno.EBADF, "probe")
         self.note("load", flags=flags, cmdline=cmdline.decode(), kernel=os.fstat(kernel_fd).st_size)
+        time.sleep(self.behaviour("load_seconds", 0.0))
         while self.behaviour("loading"):
             time.sleep(0.01)
         with open(ROOT + "/dev/kmsg", "a") as handle:
