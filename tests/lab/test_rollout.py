@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,18 +110,31 @@ def test_the_cli_is_killed_while_hosts_are_dark_and_while_they_are_verified(roll
 
 
 def test_agent_session_and_vm_are_killed(rollouts: Rollouts) -> None:
-    """On three hosts at once: the agent after the load, all SSH sessions after go, and a whole VM."""
+    """On three hosts at once: the agent before the jump, all SSH sessions at any time, and a whole VM."""
     before = rollouts.count()
-    process = rollouts.start(*rollouts.run_words(rollouts.playbook("parts"), "old1", "flag1", "cma1"))
-    rollouts.wait_phase("old1", Phase.STAGED, *BEFORE_THE_JUMP, rollout_above=before)
-    rollouts.on_host("old1", KILL_AGENT)
-    rollouts.wait_phase("flag1", Phase.STAGED, Phase.LOADED, Phase.ARMED, Phase.DARK, rollout_above=before)
-    rollouts.on_host("flag1", "pkill -KILL -f 'sshd-session: root@notty'")
-    rollouts.wait_phase("cma1", Phase.STAGED, *BEFORE_THE_JUMP, Phase.DARK, rollout_above=before)
-    rollouts.fleet.vm("cma1").kill()
-    time.sleep(1.0)
-    rollouts.fleet.vm("cma1").start()
-    result = rollouts.finish(process)
+    early = (Phase.STAGED, *BEFORE_THE_JUMP)
+
+    def kill_agent() -> None:
+        rollouts.wait_phase("old1", *early, rollout_above=before)
+        rollouts.on_host("old1", KILL_AGENT)
+
+    def kill_sessions() -> None:
+        rollouts.wait_phase("flag1", *early, rollout_above=before)
+        rollouts.on_host("flag1", "pkill -KILL -f 'sshd-session: root@notty'")
+
+    def kill_vm() -> None:
+        rollouts.wait_phase("cma1", *early, rollout_above=before)
+        rollouts.fleet.vm("cma1").kill()
+        time.sleep(1.0)
+        rollouts.fleet.vm("cma1").start()
+
+    # Each watches its own host: one after the other, the later hosts would be through before their turn.
+    with ThreadPoolExecutor() as pool:
+        killers = [pool.submit(kill) for kill in (kill_agent, kill_sessions, kill_vm)]
+        process = rollouts.start(*rollouts.run_words(rollouts.playbook("parts"), "old1", "flag1", "cma1"))
+        result = rollouts.finish(process)
+        for killer in killers:
+            killer.result(timeout=60)
     assert result["exit_code"] == 0, result
     for name in ("old1", "flag1", "cma1"):
         tried = [outcome for _, outcome in outcomes(result, name)]

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Rollouts:
     def journal_path(self) -> Path:
         return self.folder / "journal.sqlite"
 
-    @property
+    @cached_property
     def journal(self) -> Journal:
         return Journal.open(self.journal_path)
 
