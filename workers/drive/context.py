@@ -58,11 +58,6 @@ class HostDrive:
         self._lease = lease
         self._lock = Lock()
 
-    @property
-    def playbook_name(self) -> str:
-        """For messages."""
-        return self.spec.playbook.name
-
     def check_stop(self) -> None:
         """Raise Stopped where this process was asked to stop."""
         if self.tools.stopping():
