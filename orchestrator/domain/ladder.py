@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.domain.facts import HostFacts
-from orchestrator.domain.playbook import AfterFailure, CmaPolicy
+from orchestrator.domain.playbook import AfterFailure
+from orchestrator.domain.policy import CmaPolicy
 from orchestrator.domain.rollout import Outcome
 
 # include/uapi/linux/kexec.h; DEBUG since 6.7, NO_CMA since 6.17. Asked of the kernel by the flag probe.

@@ -15,7 +15,8 @@ from orchestrator.domain.errors import CommandLineTooLong, InputError
 from orchestrator.domain.facts import HostFacts, selector_facts
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.ladder import Load, PastAttempt, Step, next_step
-from orchestrator.domain.playbook import CmaPolicy, Playbook
+from orchestrator.domain.playbook import Playbook
+from orchestrator.domain.policy import CmaPolicy
 from orchestrator.domain.rollout import Outcome
 from orchestrator.domain.selector import Match, Selection, Selector, select
 from orchestrator.domain.strategy import waves
@@ -256,7 +257,7 @@ class _Planner:
             CmaPolicy.PREFER: f"CMA where its kernel and memory allow it{then}",
             CmaPolicy.REQUIRE: "CMA, or failed",
             CmaPolicy.NEVER: "NO_CMA",
-        }[self.playbook.cma]
+        }[self.playbook.cma.use]
         return f"{way} ({many})"
 
     def ladder(self, facts: HostFacts) -> tuple[str, ...]:
@@ -272,4 +273,5 @@ class _Planner:
         return self.next_step(facts, ()).reason if facts else ""
 
     def next_step(self, facts: HostFacts, past: Sequence[PastAttempt]) -> Step:
-        return next_step(facts, self.playbook.cma, past, self.playbook.attempts, self.playbook.after_failure)
+        book = self.playbook
+        return next_step(facts, book.cma.use, past, book.attempts, book.after_failure)

@@ -11,18 +11,11 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic_core import CoreSchema
 
+from orchestrator.domain.policy import Cma, CmaPolicy, Finalise, Recovery, cma_use
 from orchestrator.domain.values import Invalid, Seconds, Text, Value, Words, parse_share, share_schema
 from orchestrator.domain.words import END_OF_PARAMETERS, is_closed, parameter, split_words
 
 _SHA256 = "^[0-9a-f]{64}$"
-
-
-class CmaPolicy(StrEnum):
-    """Whether the next image is to lie in CMA memory."""
-
-    PREFER = "prefer"  # CMA where kernel and area allow it, NO_CMA after a failure
-    REQUIRE = "require"  # CMA or fail: no fallback
-    NEVER = "never"  # KEXEC_FILE_NO_CMA from the first attempt on
 
 
 class JumpMethod(StrEnum):
@@ -147,10 +140,14 @@ class Deadlines(Value):
     facts: Seconds = Field(default=60, description="to read what the host is")
     stage: Seconds = Field(default=900, description="to copy and hash the files")
     load: Seconds = Field(default=180, description="to load the image")
+    audit: Seconds = Field(default=300, description="to read a loaded image back")
     jump: Seconds = Field(default=60, description="from armed to gone")
     stop: Seconds = Field(default=300, description="`jump: systemd`: the orderly stop of services")
     return_: Seconds = Field(default=600, alias="return", description="dark until the host answers again")
     verify: Seconds = Field(default=180, description="for the checks after the boot")
+    power: Seconds = Field(default=120, description="for the power control to take an order")
+    boot: Seconds = Field(default=900, description="a power-cycled host's way through its firmware")
+    finalise: Seconds = Field(default=120, description="to make the new kernel the boot loader's default")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -242,7 +239,7 @@ class Playbook(Value):
     hosts: Text = Field(default="all", description="selector: `web & !canary`, `kernel<7`, `all`")
     kernel: Kernel = Field(description="the kernel to move to")
     cmdline: CommandLine = CommandLine()
-    cma: CmaPolicy = CmaPolicy.PREFER
+    cma: Cma = Cma()
     attempts: int = Field(default=3, ge=1, le=10, description="loads and jumps per host")
     after_failure: AfterFailure = AfterFailure.RETRY
     jump: JumpMethod = JumpMethod.DIRECT
@@ -259,6 +256,11 @@ class Playbook(Value):
     failure_budget: FailureBudget = FailureBudget(count=0)
     deadlines: Deadlines = Deadlines()
     checks: Checks = Checks()
+    recovery: Recovery = Recovery()
+    finalise: Finalise = Finalise()
+    even_if_rejected: bool = Field(
+        default=False, description="offer the kernel also to hosts that came back wrong from it before"
+    )
     even_if_current: bool = Field(default=False, description="jump also where the target already runs")
 
     @model_validator(mode="before")
@@ -267,13 +269,13 @@ class Playbook(Value):
         """Where no retry can follow, `attempts` is 1 unless the user wrote something else."""
         if not isinstance(value, Mapping) or "attempts" in value:
             return value
-        if value.get("cma") == CmaPolicy.REQUIRE or value.get("after_failure") == AfterFailure.STOP:
+        if cma_use(value.get("cma")) == CmaPolicy.REQUIRE or value.get("after_failure") == AfterFailure.STOP:
             return {**value, "attempts": 1}
         return value
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
-        if self.attempts > 1 and self.cma is CmaPolicy.REQUIRE:
+        if self.attempts > 1 and self.cma.use is CmaPolicy.REQUIRE:
             raise Invalid(
                 f"`cma: require` and `attempts: {self.attempts}`: a retry would force NO_CMA",
                 "take `attempts` away, or write `cma: prefer`",

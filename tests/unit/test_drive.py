@@ -10,7 +10,8 @@ import pytest
 from orchestrator.domain.errors import HostKeyRefused, HostLost, HostRefused, JournalError
 from orchestrator.domain.events import EventKind, HostRecord
 from orchestrator.domain.inventory import Host, Inventory
-from orchestrator.domain.playbook import CmaPolicy, Deadlines, HostImage, Kernel, Playbook
+from orchestrator.domain.playbook import Deadlines, HostImage, Kernel, Playbook
+from orchestrator.domain.policy import CmaPolicy
 from orchestrator.domain.rollout import Outcome, Phase
 from orchestrator.journal.spec import RolloutSpec
 from orchestrator.journal.store import Journal

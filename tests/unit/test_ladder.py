@@ -23,7 +23,8 @@ from orchestrator.domain.ladder import (
     Step,
     next_step,
 )
-from orchestrator.domain.playbook import AfterFailure, CmaPolicy
+from orchestrator.domain.playbook import AfterFailure
+from orchestrator.domain.policy import CmaPolicy
 from orchestrator.domain.rollout import Outcome
 
 AREA = CmaArea(name="reserved", size=384 << 20, total_pages=98304)

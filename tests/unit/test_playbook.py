@@ -9,7 +9,8 @@ import pytest
 from orchestrator.domain.errors import InputError
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.plan import make_plan
-from orchestrator.domain.playbook import CmaPolicy, FailureBudget, Playbook, WaveSize
+from orchestrator.domain.playbook import FailureBudget, Playbook, WaveSize
+from orchestrator.domain.policy import CmaPolicy
 from orchestrator.domain.values import parse_duration
 from orchestrator.loading.images import inspect_images
 from orchestrator.loading.inventory import load_inventory
@@ -179,7 +180,7 @@ def test_where_no_retry_can_follow_there_is_one_attempt(tmp_path: Path) -> None:
     assert load(tmp_path, START).attempts == 3
     assert load(tmp_path, START + "cma: require").attempts == 1
     assert load(tmp_path, START + "after_failure: stop").attempts == 1
-    assert load(tmp_path, START + "cma: require\nattempts: 1").cma is CmaPolicy.REQUIRE
+    assert load(tmp_path, START + "cma: require\nattempts: 1").cma.use is CmaPolicy.REQUIRE
 
 
 def test_partial_waves_are_allowed_when_said(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _decide(drive: HostDrive, facts: HostFacts) -> Load | None:
         for a in drive.record.attempts
         if a.outcome is not None
     ]
-    step = next_step(facts, playbook.cma, past, playbook.attempts, playbook.after_failure)
+    step = next_step(facts, playbook.cma.use, past, playbook.attempts, playbook.after_failure)
     match step:
         case Load():
             return step
