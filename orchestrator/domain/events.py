@@ -26,10 +26,16 @@ class EventKind(StrEnum):
     FACTS = "facts"  # summary (kept in the record), raw facts and collected data: the host before the attempt
     ATTEMPT_STARTED = "attempt_started"  # nonce, fence, boot_id, path, flags, reason
     STAGED = "staged"
+    AUDITED = "audited"  # one load (of maybe several): placement, rehearsal, hazards, the repair it was
     LOADED = "loaded"  # the load's answer and the placement
     ARMED = "armed"  # the appointment, with all that the counter bridge needs
     MEASURED = "measured"  # hot phase, outage, time to SSH
     CHECKED = "checked"  # the checks' verdicts
+    POWER = "power"  # before and after the host's power is cycled: driver, why, result
+    EVIDENCE = "evidence"  # stage of death, console tail, pstore, the old kernel's log tail
+    FINALISED = "finalised"  # the boot loader's default before and after
+    REJECTED = "rejected"  # kernels, reason: what this host does not get again unless forced
+    ACCEPTED = "accepted"  # kernels: booted, and every check passed
     ATTEMPT_ENDED = "attempt_ended"  # outcome, message, hint, host_state, errno
     NOTE = "note"
 
@@ -61,9 +67,13 @@ class AttemptRecord(Value):
     ended_at: float | None = None
     cmdline: str | None = None
     armed: dict[str, Any] | None = None
+    audits: tuple[dict[str, Any], ...] = ()  # one a load, and one more right before the jump
     loaded: dict[str, Any] | None = None
     measured: dict[str, Any] | None = None
     checks: tuple[dict[str, Any], ...] = ()
+    power: tuple[dict[str, Any], ...] = ()
+    evidence: dict[str, Any] | None = None
+    finalised: dict[str, Any] | None = None
     outcome: Outcome | None = None
     message: str = ""
     hint: str = ""
@@ -127,6 +137,12 @@ def apply_to_host(record: HostRecord, event: Event) -> HostRecord:
         changes |= _start_attempt(record, event)
     elif event.kind in _ATTEMPT_FIELDS:
         changes["attempts"] = _changed_attempt(record, event, _ATTEMPT_FIELDS[event.kind](data))
+    elif event.kind in _ATTEMPT_LISTS and event.attempt:
+        name, leave_out = _ATTEMPT_LISTS[event.kind]
+        found = next((a for a in record.attempts if a.number == event.attempt), None)
+        known: tuple[dict[str, Any], ...] = getattr(found, name, ())
+        added = {key: value for key, value in data.items() if key not in leave_out}
+        changes["attempts"] = _changed_attempt(record, event, {name: (*known, added)})
     elif event.kind is EventKind.ATTEMPT_ENDED:
         ended = {
             "outcome": Outcome(data["outcome"]),
@@ -146,6 +162,14 @@ _ATTEMPT_FIELDS: dict[EventKind, Callable[[dict[str, Any]], dict[str, Any]]] = {
     EventKind.STAGED: lambda data: {"cmdline": data.get("cmdline")},
     EventKind.MEASURED: lambda data: {"measured": data},
     EventKind.CHECKED: lambda data: {"checks": tuple(data["checks"])},
+    EventKind.EVIDENCE: lambda data: {"evidence": data},
+    EventKind.FINALISED: lambda data: {"finalised": data},
+}
+
+# The event's data is added to that list of the attempt's record, less what only the journal keeps.
+_ATTEMPT_LISTS: dict[EventKind, tuple[str, frozenset[str]]] = {
+    EventKind.AUDITED: ("audits", frozenset({"load", "rehearsal"})),
+    EventKind.POWER: ("power", frozenset()),
 }
 
 

@@ -86,3 +86,13 @@ attempts = Table(
     Column("boot_id", String(36), nullable=False),
     UniqueConstraint("rollout", "host", "number"),
 )
+
+rejections = Table(
+    "rejections",
+    metadata,
+    Column("host", String(255), primary_key=True),
+    Column("kernel", String(64), primary_key=True),  # build-id, or the image's SHA-256
+    Column("rollout", ForeignKey("rollouts.id"), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from orchestrator.domain.events import (
     apply_to_rollout,
 )
 from orchestrator.domain.rollout import Phase, RolloutStatus
-from orchestrator.journal import leases, schema
+from orchestrator.journal import leases, rejections, schema
 from orchestrator.journal.database import now, read, write
 from orchestrator.journal.leases import CONTROLLER, Lease
 from orchestrator.journal.opening import open_journal_file
+from orchestrator.journal.rejections import Rejection
 from orchestrator.journal.spec import RolloutSpec
 
 
@@ -203,6 +204,11 @@ class Journal:
             )
             return lease, record.attempts[-1]
 
+    def rejection(self, host: str, kernels: Collection[str]) -> Rejection | None:
+        """What this host has against one of these kernels (build-id or SHA-256), in whatever rollout."""
+        with read(self._engine) as connection:
+            return rejections.find(connection, host, kernels)
+
     # ---- events and leases
 
     def events(self, rollout: str, *, after: int = 0, host: str | None = None) -> Iterator[Event]:
@@ -341,6 +347,10 @@ def _append_to_host(
         connection, record.rollout, kind, data, host=record.host, attempt=attempt, fence=fence
     )
     changed = apply_to_host(record, event)
+    if kind is EventKind.REJECTED:
+        rejections.remember(connection, record.rollout, record.host, event.at, event.data)
+    elif kind is EventKind.ACCEPTED:
+        rejections.forget(connection, record.host, event.data["kernels"])
     connection.execute(
         update(schema.hosts)
         .where((schema.hosts.c.rollout == record.rollout) & (schema.hosts.c.host == record.host))

@@ -221,3 +221,19 @@ def test_a_missing_and_a_foreign_file_are_said_clearly(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="no journal"):
         Journal.open(other)
     assert leases.CONTROLLER == ""
+
+
+def test_a_rejected_kernel_is_remembered_across_rollouts_until_it_is_accepted(journal: Journal) -> None:
+    rollout, lease = started(journal)
+    told = {"kernels": ["b1", "sha1"], "reason": "came back wrong"}
+    journal.append(lease, EventKind.REJECTED, told)
+    journal.append(lease, EventKind.REJECTED, {**told, "reason": "and again"})
+    found = journal.rejection("a", ["sha1"])
+    assert found is not None and (found.rollout, found.reason) == (rollout, "and again")
+    assert journal.rejection("a", ["b2"]) is None, "another kernel"
+    assert journal.rejection("b", ["b1"]) is None, "another host"
+    journal.release(lease)
+    second = journal.acquire(journal.create_rollout(spec(), [["a"]]).id, "a")
+    assert second is not None
+    journal.append(second, EventKind.ACCEPTED, {"kernels": ["b1", "sha1"]})
+    assert journal.rejection("a", ["b1", "sha1"]) is None
