@@ -19,6 +19,7 @@ KexecFleetError
     │   ├── HostKeyRefused
     │   └── LoginRefused
     ├── HostRefused            the request ran and the host said no (errno, missing python3, fence, disk)
+    ├── PowerFailed            power control is broken, refused, or hung
     └── HostLost               we do not know whether it ran
 """
 
@@ -167,5 +168,14 @@ class HostRefused(HostError):
 
 class HostLost(HostError):
     """The request was sent and no answer came: it is not known whether it ran."""
+
+    state = HostState.UNKNOWN
+
+
+class PowerFailed(HostError):
+    """Power control did not do what was asked; whether the host was switched is not known.
+
+    `code` is `timeout`, `exit_status`, `no_command`, `secret`, `no_monitor` or `refused`.
+    """
 
     state = HostState.UNKNOWN

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from orchestrator.domain.power import Power
 from orchestrator.domain.values import NAME_PATTERN, Invalid, Text
 from orchestrator.domain.values import Value as Value
 
@@ -105,6 +106,15 @@ class Probe(Value):
     path: str = Field(default="/", pattern="^/", description="`kind: http` only")
 
 
+class Console(Value):
+    """Where the host's serial console is kept on this machine, whoever writes it there."""
+
+    file: Text = Field(
+        min_length=1,
+        description="file that grows with the console; its older part may lie beside it as FILE.1",
+    )
+
+
 class Host(Value):
     """One host, with group and default variables already folded in."""
 
@@ -122,6 +132,8 @@ class Host(Value):
     groups: tuple[str, ...] = ()
     variables: Labels = Field(default_factory=dict)
     probe: Probe | None = None
+    power: Power | None = None
+    console: Console | None = None
 
 
 class Inventory(Value):
@@ -155,6 +167,8 @@ class HostSettings(Value):
     probe: Annotated[Probe | None, Field(description="a service whose answer proves that the host is up")] = (
         None
     )
+    power: Annotated[Power | None, Field(description="how the host is switched off and on again")] = None
+    console: Annotated[Console | None, Field(description="where the host's serial console is kept")] = None
 
 
 class GroupEntry(HostSettings):

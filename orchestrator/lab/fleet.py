@@ -221,6 +221,7 @@ class LabFleet:
             cpus=options.cpus,
             accel=accelerator,
             watchdog=options.watchdog,
+            shared_memory=options.shared_memory,
             ssh_port=pair[0],
             service_port=pair[1],
             mac=f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}",
@@ -246,11 +247,19 @@ class LabFleet:
         hosts = []
         known = []
         for config in state.vms:
-            public = keys.read_public(self.paths.vm(config.host) / "ssh_host_ed25519_key")
+            vm = Vm(config, self.paths.vm(config.host))
+            public = keys.read_public(vm.folder / "ssh_host_ed25519_key")
             known.append(f"[127.0.0.1]:{config.ssh_port} {public}\n")
             hosts.append(
                 InventoryHost(
-                    config.host, config.ssh_port, config.service_port, public, config.release, config.role
+                    config.host,
+                    config.ssh_port,
+                    config.service_port,
+                    public,
+                    config.release,
+                    config.role,
+                    monitor=vm.qmp_path,
+                    console=vm.console_path,
                 )
             )
         write_atomically(self.paths.known_hosts, "".join(known).encode())

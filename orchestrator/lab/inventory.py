@@ -18,6 +18,8 @@ class InventoryHost:
     host_key: str
     kernel: str  # release it was made with
     role: str
+    monitor: Path  # QEMU's QMP socket: the VM's reset button
+    console: Path
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,11 @@ def scalar(value: object) -> str:
     except yaml.YAMLError:
         plain = False
     return text if plain else json.dumps(text)
+
+
+def field_text(value: object) -> str:
+    """A scalar where `${...}` would stand for a field of the host."""
+    return scalar(str(value).replace("${", "$${"))
 
 
 def inventory_text(lab: str, key: Path, target: InventoryTarget, hosts: Sequence[InventoryHost]) -> str:
@@ -59,5 +66,7 @@ def inventory_text(lab: str, key: Path, target: InventoryTarget, hosts: Sequence
             f"    labels: {{kernel: {scalar(host.kernel)}, role: {scalar(host.role)}, lab: {scalar(lab)}}}",
             f"    probe: {{kind: banner, port: {host.service_port}}}"
             "   # a service whose answer proves that the guest is up",
+            f"    power: {{kind: qmp, socket: {field_text(host.monitor)}}}   # its reset button",
+            f"    console: {{file: {field_text(host.console)}}}",
         ]
     return "\n".join(lines) + "\n"

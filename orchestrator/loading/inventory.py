@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.domain.errors import InputError, SourcePosition
 from orchestrator.domain.inventory import GroupEntry, Host, HostSettings, Inventory, InventoryFile
 from orchestrator.domain.values import name_hint
+from orchestrator.loading.hostfields import fill
 from orchestrator.loading.paths import resolve
 from orchestrator.loading.problems import gathered, validate
 from orchestrator.loading.yamlsource import Source, read_source
@@ -42,6 +43,7 @@ def load_inventory(path: Path) -> Inventory:
         )
     if problems := _same_place(hosts, source):
         raise gathered(problems)
+    hosts = fill(hosts, source, path.absolute().parent)
     inventory = Inventory(
         hosts=hosts,
         groups={group: tuple(name for name in hosts if name in members[group]) for group in members},

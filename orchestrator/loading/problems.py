@@ -132,35 +132,37 @@ def _within(path: Path) -> str:
 
 def known_keys(model: type[BaseModel], path: Path) -> list[str]:
     """The keys that may stand in the mapping at `path` below `model`; [] where any may."""
-    current: Any = model
+    found: list[Any] = [model]
     for part in path:
-        current = _step(current, part)
-    current = _plain(current)
-    if not (isinstance(current, type) and issubclass(current, BaseModel)):
-        return []
-    return [field.alias or name for name, field in current.model_fields.items()]
+        found = [annotation for one in found for annotation in _step(one, part)]
+    keys = [
+        field.alias or name
+        for one in found
+        if isinstance(one, type) and issubclass(one, BaseModel)
+        for name, field in one.model_fields.items()
+    ]
+    return list(dict.fromkeys(keys))
 
 
-def _step(annotation: Any, part: str | int) -> Any:
-    """The annotation of one part of a value."""
-    annotation = _plain(annotation)
+def _step(annotation: Any, part: str | int) -> list[Any]:
+    """What may stand at one part of a value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
-            if part in (name, field.alias):
-                return field.annotation
-        return None
+        return [
+            plain
+            for name, field in annotation.model_fields.items()
+            if part in (name, field.alias)
+            for plain in _plain(field.annotation)
+        ]
     arguments = get_args(annotation)
     if not arguments:
-        return None
-    return arguments[-1] if get_origin(annotation) is dict else arguments[0]
+        return []
+    return _plain(arguments[-1] if get_origin(annotation) is dict else arguments[0])
 
 
-def _plain(annotation: Any) -> Any:
-    """An annotation without Annotated[...] and Optional[...]."""
-    while True:
-        if hasattr(annotation, "__metadata__"):
-            annotation = annotation.__origin__
-        elif get_origin(annotation) in (Union, types.UnionType):
-            annotation = next(item for item in get_args(annotation) if item is not type(None))
-        else:
-            return annotation
+def _plain(annotation: Any) -> list[Any]:
+    """An annotation without Annotated[...] and Optional[...]: one for each kind of a value."""
+    if hasattr(annotation, "__metadata__"):
+        return _plain(annotation.__origin__)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [plain for item in get_args(annotation) if item is not type(None) for plain in _plain(item)]
+    return [annotation]

@@ -117,6 +117,8 @@ def test_key_files_that_are_not_there(tmp_path: Path) -> None:
         ("hosts: {a: {probe: {port: 0}}}", (1, 27), "0 is too small", "1"),
         ("hosts: {a: {probe: {kind: ping, port: 1}}}", (1, 27), "'ping' is not one of", "banner"),
         ("hosts: {a: {probe: {kind: http}}}", (1, 13), "`port` is missing", "port"),
+        ("hosts: {a: {console: {}}}", (1, 13), "`file` is missing", "file"),
+        ("hosts: {a: {console: {file: ''}}}", (1, 29), "it is empty", "text"),
         ("hosts: {a: {labels: {x: [1]}}}", (1, 25), "a text is wanted, not a list", "quotes"),
         ("hosts: {a: {labels: {'x y': 1}}}", (1, 22), "not a name", "letters"),
         ("groups: {g: {hosts: [web2]}}\nhosts: {web1: }", (1, 22), "names the host `web2`", "`web1`"),

@@ -158,8 +158,9 @@ def test_qemu_gets_what_the_lab_promises() -> None:
 
 def test_inventory_reads_back_as_it_was_meant() -> None:
     host = InventoryHost(
-        "web1", 20001, 20002, "ssh-ed25519 AAAAC3Nza+/x==", "7.2.12+deb13-cloud-amd64", "cma"
-    )
+        "web1", 20001, 20002, "ssh-ed25519 AAAAC3Nza+/x==", "7.2.12+deb13-cloud-amd64", "cma",
+        monitor=Path("/lab/a, ${b}/qmp.sock"), console=Path("/lab/console.log"),
+    )  # fmt: skip
     target = InventoryTarget(Path("/cache/vmlinuz"), Path("/cache/initrd.img"), "7.3.4+deb13-cloud-amd64")
     text = inventory_text("default", Path("/lab/my, {odd} #dir/id"), target, [host])
     assert text.startswith("# written by `kexec-fleet lab up`\n")
@@ -178,6 +179,8 @@ def test_inventory_reads_back_as_it_was_meant() -> None:
                 "host_key": "ssh-ed25519 AAAAC3Nza+/x==",
                 "labels": {"kernel": "7.2.12+deb13-cloud-amd64", "role": "cma", "lab": "default"},
                 "probe": {"kind": "banner", "port": 20002},
+                "power": {"kind": "qmp", "socket": "/lab/a, $${b}/qmp.sock"},
+                "console": {"file": "/lab/console.log"},
             }
         },
     }
