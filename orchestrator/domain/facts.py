@@ -94,6 +94,7 @@ class HostFacts:
     cma_total_bytes: int | None = None  # CmaTotal; counts hugetlb_cma and others too: a hint
     cma_free_bytes: int | None = None  # CmaFree; moves with the page cache: a hint
     cma_log_area: CmaArea | None = None  # the area that the boot log tells of
+    iomem_ram: tuple[tuple[int, int], ...] | None = None  # System RAM, [first, last] physical addresses
     meminfo_read: bool = False
     knows_no_cma: bool | None = None  # KEXEC_FILE_NO_CMA, by the flag probe
     knows_debug: bool | None = None  # KEXEC_FILE_DEBUG, by the flag probe
@@ -190,6 +191,7 @@ def parse_facts(raw: Mapping[str, Any]) -> HostFacts:
         cma_total_bytes=_kib(cma.get("total_kb"), meminfo.get("CmaTotal")),
         cma_free_bytes=_kib(cma.get("free_kb"), meminfo.get("CmaFree")),
         cma_log_area=parse_cma_log(texts_of(cma.get("boot_log")) or ()),
+        iomem_ram=_ranges(raw.get("iomem_ram")),
         meminfo_read="MemTotal" in meminfo,
         knows_no_cma=optional_bool(flags.get("no_cma")),
         knows_debug=optional_bool(flags.get("debug")),
@@ -377,6 +379,14 @@ def _pci(raw: object) -> tuple[PciDevice, ...] | None:
 
 def _lower(text: str | None) -> str | None:
     return None if text is None else text.lower()
+
+
+def _ranges(raw: object) -> tuple[tuple[int, int], ...] | None:
+    """[[first, last], ...]; nothing or anything odd is None (/proc/iomem shows zeros to all but root)."""
+    items = raw if isinstance(raw, list) else []
+    pairs = [tuple(item) for item in items if isinstance(item, list)]
+    ranges = [pair for pair in pairs if [type(end) for end in pair] == [int, int] and pair[0] <= pair[1]]
+    return tuple(ranges) if ranges and len(ranges) == len(items) else None
 
 
 def _seconds(raw: object) -> float | None:

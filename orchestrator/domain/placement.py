@@ -8,58 +8,22 @@ unknown and says why.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
-from orchestrator.domain.facts import HostFacts, parse_areas
+from orchestrator.domain.facts import CmaArea, HostFacts, parse_areas
 from orchestrator.domain.ladder import KEXEC_FILE_NO_CMA
+from orchestrator.domain.loadrecords import Records, incomplete, read_records, roles_of
+from orchestrator.domain.loadrecords import Role as Role
 from orchestrator.domain.raw import mapping_of
+from orchestrator.domain.words import split_words
 
 EMPTY_COPY_LIST = 0x4
 """`head` when nothing is to be copied: the list's first entry is IND_DONE (include/linux/kexec.h)."""
 
-_HEX = "0x([0-9a-f]+)"
-_SEGMENT = re.compile(
-    rf"\bkexec_file: segment\[(\d+)\]: buf=\S+ bufsz={_HEX} mem={_HEX} memsz={_HEX}$", re.ASCII
-)
-_SEGMENT_COUNT = re.compile(r"\bkexec_file: nr_segments = (\d+)$", re.ASCII)
-_LOADED = re.compile(rf"\bkexec_file: kexec_file_load: type:\d+, start:{_HEX} head:{_HEX} flags:{_HEX}$")
-# The prefix is kexec-bzImage64 on x86, kexec_file(Image) and kexec_file on arm64 (arch/*/kernel, pr_fmt).
-_NAMED = re.compile(
-    rf"\bkexec[-\w()]*: Loaded "
-    rf"(purgatory|boot_param, command line and misc|64bit kernel|kernel|initrd|dtb) at {_HEX}\b"
-)
-_RECORD_PREFIX = re.compile(r"^\d+,\d+,\d+,[^;]*;")
-_PRINTK_TIME = re.compile(r"^\[\s*\d+\.\d+\]\s*")
-
-
-class Role(StrEnum):
-    """What a segment holds."""
-
-    PURGATORY = "purgatory"
-    BOOT_PARAMETERS = "boot parameters"
-    KERNEL = "kernel"
-    INITRD = "initrd"
-    DTB = "device tree"
-    OTHER = "other"
-
-
 _SMALLEST_PAGE = 4096  # where the facts do not tell the page size
-
-_NAMES = {
-    "purgatory": Role.PURGATORY,
-    "boot_param, command line and misc": Role.BOOT_PARAMETERS,
-    "64bit kernel": Role.KERNEL,
-    "kernel": Role.KERNEL,
-    "initrd": Role.INITRD,
-    "dtb": Role.DTB,
-}
-
-# bzImage64_load adds them in this order; used where the records that name them are missing.
-_X86_ORDER = (Role.PURGATORY, Role.BOOT_PARAMETERS, Role.KERNEL, Role.INITRD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +36,12 @@ class Segment:
     memsz: int
     role: Role
     inside_area: bool | None  # its destination lies in the area: needed for "in CMA", not enough
+    in_cma: bool | None = None  # it lies where it will run already; None: the witnesses leave that open
+
+    @property
+    def end(self) -> int:
+        """First address behind the segment."""
+        return self.address + self.memsz
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +55,7 @@ class Placement:
     bytes_total: int | None = None
     bytes_in_cma: int | None = None
     bytes_to_copy: int | None = None
+    bytes_to_hash: int | None = None  # what purgatory's SHA-256 goes over; 0: no digest, None: not known
     kernel_misaligned: bool | None = None
     known: bool = False
     why_unknown: str = ""
@@ -94,15 +65,25 @@ class Placement:
         return next((segment for segment in self.segments if segment.role is role), None)
 
 
-@dataclass(frozen=True)
-class _Records:
-    """What the records of the last load in the log say, before any judgement."""
+def with_digest(placement: Placement, stored: bool | None) -> Placement:
+    """The placement with `bytes_to_hash` as the rehearsal saw it; None leaves what was known before.
 
-    segments: Mapping[int, tuple[int, int, int]]  # index -> bufsz, address, memsz
-    roles: Mapping[int, Role]  # address -> role
-    count: int | None
-    head: int | None
-    flags: int | None
+    The regions are whole segments, tails included, but purgatory itself and IMA's list
+    (kexec_calculate_store_digests, kernel/kexec_file.c, Linux 7.3).
+    """
+    if stored is None or not placement.known:
+        return placement
+    return replace(placement, bytes_to_hash=_hashable(placement.segments) if stored else 0)
+
+
+def _hashable(segments: Iterable[Segment]) -> int:
+    return sum(segment.memsz for segment in segments if segment.role is not Role.PURGATORY)
+
+
+def free_pages(answer: Mapping[str, Any] | None, facts: HostFacts) -> int | None:
+    """available_pages of the default area in an agent's cma_before, cma_after or `unload` answer."""
+    area = _area_of(answer, facts)
+    return None if area is None else area.available_pages
 
 
 def parse_placement(
@@ -119,99 +100,104 @@ def parse_placement(
     `facts`: the host before the load. `kernel_alignment`: header 0x230 of the bzImage, bytes. `before` and
     `after`: the agent's cma_before and cma_after. Of several loads in the records the last one counts.
     """
-    records = _read(lines)
+    records = read_records(lines)
     segments = _segments(records, facts)
     page_size = facts.page_size or _SMALLEST_PAGE
     pages = [-(-segment.memsz // page_size) for segment in segments]
     possible = _cma_possible(facts, records)
     moved = _pages_moved(before, after, facts) if possible is not False else ()
-    broken = _incomplete(records, segments, page_size, log_complete)
+    broken = incomplete(records, facts.machine, page_size, log_complete)
     why = broken or _contradiction(records, segments, pages, moved, possible)
     total = sum(segment.memsz for segment in segments)
     in_cma = None if why else _bytes_in_cma(records, total, sum(pages), moved, page_size, possible)
+    wholly = None if why else _wholly(records, total, in_cma)
+    if not why:
+        segments = _each_in_cma(segments, in_cma)
     kernel = next((segment for segment in segments if segment.role is Role.KERNEL), None)
     return Placement(
         segments=segments,
         head=records.head,
         flags=records.flags,
-        wholly_in_cma=None if why else _wholly(records, total, in_cma),
+        wholly_in_cma=wholly,
         bytes_total=None if broken else total,
         bytes_in_cma=in_cma,
         bytes_to_copy=None if in_cma is None else total - in_cma,
+        bytes_to_hash=None if why else _bytes_to_hash(segments, facts, wholly),
         kernel_misaligned=kernel.address % kernel_alignment != 0 if kernel and kernel_alignment else None,
         known=not why,
         why_unknown=why,
     )
 
 
-def _read(lines: Iterable[str]) -> _Records:
-    """Collect the records of the last load: `nr_segments` or a first `segment[0]` begins one anew."""
-    segments: dict[int, tuple[int, int, int]] = {}
-    roles: dict[int, Role] = {}
-    count = head = flags = None
-    ended = False
-    for line in lines:
-        text = _PRINTK_TIME.sub("", _RECORD_PREFIX.sub("", line)).rstrip()
-        if match := _NAMED.search(text):
-            if ended:  # the records that name the roles come before those that place the segments
-                segments, roles, count, head, flags, ended = {}, {}, None, None, None, False
-            roles[int(match[2], 16)] = _NAMES[match[1]]
-        elif match := _SEGMENT_COUNT.search(text):
-            segments, count, head, flags, ended = {}, int(match[1]), None, None, False
-        elif match := _SEGMENT.search(text):
-            index = int(match[1])
-            if index in segments or ended:
-                segments, count, head, flags, ended = {}, None, None, None, False
-            segments[index] = (int(match[2], 16), int(match[3], 16), int(match[4], 16))
-        elif match := _LOADED.search(text):
-            head, flags, ended = int(match[2], 16), int(match[3], 16), True
-    return _Records(segments=segments, roles=roles, count=count, head=head, flags=flags)
-
-
-def _segments(records: _Records, facts: HostFacts) -> tuple[Segment, ...]:
-    by_order = (
-        facts.machine == "x86_64"
-        and not records.roles
-        and sorted(records.segments) in ([0, 1, 2], [0, 1, 2, 3])
-    )
+def _segments(records: Records, facts: HostFacts) -> tuple[Segment, ...]:
+    roles = roles_of(records, facts.machine)
     area = facts.default_area
     placed = []
-    for index, (bufsz, address, memsz) in sorted(records.segments.items()):
+    for index, sizes in sorted(records.segments.items()):
         inside = False if facts.has_cma_area is False else None
         if facts.has_cma_area and area is not None:
-            inside = area.holds(address, memsz)
-        role = _X86_ORDER[index] if by_order else records.roles.get(address, Role.OTHER)
+            inside = area.holds(sizes.address, sizes.memsz)
         placed.append(
-            Segment(index=index, address=address, bufsz=bufsz, memsz=memsz, role=role, inside_area=inside)
+            Segment(
+                index=index,
+                address=sizes.address,
+                bufsz=sizes.bufsz,
+                memsz=sizes.memsz,
+                role=roles[index],
+                inside_area=inside,
+            )
         )
     return tuple(placed)
 
 
-def _cma_possible(facts: HostFacts, records: _Records) -> bool | None:
+def _each_in_cma(segments: tuple[Segment, ...], in_cma: int | None) -> tuple[Segment, ...]:
+    """Which segments make up the bytes in CMA: settled where every set of that size has, or lacks, one."""
+    able = [segment for segment in segments if segment.inside_area is not False]
+    sets = [
+        {segment.index for segment in some}
+        for count in range(len(able) + 1)
+        for some in combinations(able, count)
+        if in_cma is not None and sum(segment.memsz for segment in some) == in_cma
+    ]
+
+    def settled(segment: Segment) -> bool | None:
+        if segment not in able:
+            return False
+        having = sum(segment.index in some for some in sets)
+        return None if not sets or 0 < having < len(sets) else having > 0
+
+    return tuple(replace(segment, in_cma=settled(segment)) for segment in segments)
+
+
+def _bytes_to_hash(segments: tuple[Segment, ...], facts: HostFacts, wholly: bool | None) -> int | None:
+    """What purgatory will hash as far as the load alone tells.
+
+    arm64 has no purgatory. On x86_64 a kernel may store no digest where all is in CMA, or where KHO is on
+    (kexec_calculate_store_digests, Linux 7.3): then only the rehearsal can tell.
+    """
+    if facts.machine == "aarch64":
+        return 0
+    if facts.machine != "x86_64" or wholly is not False or handover_possible(facts):
+        return None
+    return _hashable(segments)
+
+
+def handover_possible(facts: HostFacts) -> bool:
+    """Whether KHO may be on, by its config and parameter (kernel/liveupdate/kexec_handover.c, Linux 7.2)."""
+    config = facts.config or {}
+    if config.get("CONFIG_KEXEC_HANDOVER") == "n":
+        return False
+    asked = any(word.startswith("kho=") for word in split_words(facts.cmdline or ""))
+    return asked or config.get("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT") == "y"
+
+
+def _cma_possible(facts: HostFacts, records: Records) -> bool | None:
     """Whether anything of this load can be in CMA at all; None: not known."""
     if facts.knows_no_cma is False or facts.has_cma_area is False:
         return False
     if records.flags is not None and records.flags & KEXEC_FILE_NO_CMA:
         return False
     return True if facts.knows_no_cma and facts.has_cma_area else None
-
-
-def _incomplete(records: _Records, segments: tuple[Segment, ...], page_size: int, log_complete: bool) -> str:
-    """Why the records do not place the whole image; empty when they do."""
-    found = [segment.index for segment in segments]
-    if not found:
-        return "the kernel log has no segment of this load"
-    if records.count is not None and found != list(range(records.count)):
-        return f"the kernel log has {len(found)} of {records.count} segments"
-    if found != list(range(len(found))):
-        return "segments are missing from the kernel log"
-    if records.count is None and (records.head is None or not log_complete):
-        return "the kernel log does not have the whole load"
-    for segment in segments:
-        # kexec_add_buffer (kernel/kexec_file.c) rounds memsz up to a page: a cut-off number betrays itself.
-        if segment.memsz % page_size or segment.bufsz > segment.memsz:
-            return f"the record of segment {segment.index} is damaged"
-    return ""
 
 
 def _pages_moved(
@@ -222,12 +208,7 @@ def _pages_moved(
     A segment that was placed in CMA and then given back inside the load (its hole overlapped another segment,
     run on 7.3.4 with cma=40M) counts as allocated and as released: only the difference is held.
     """
-    name = "reserved" if facts.default_area is None else facts.default_area.name
-    found = []
-    for answer in (before, after):
-        areas = parse_areas(mapping_of(answer).get("areas"), None) or ()
-        found.append(next((area for area in areas if area.name == name), None))
-    old, new = found
+    old, new = _area_of(before, facts), _area_of(after, facts)
     if old is None or new is None:
         return ()
     moved = []
@@ -240,12 +221,19 @@ def _pages_moved(
     return tuple(moved)
 
 
+def _area_of(answer: Mapping[str, Any] | None, facts: HostFacts) -> CmaArea | None:
+    """The default area in one of the agent's answers."""
+    name = "reserved" if facts.default_area is None else facts.default_area.name
+    areas = parse_areas(mapping_of(answer).get("areas"), None) or ()
+    return next((area for area in areas if area.name == name), None)
+
+
 def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
 def _contradiction(
-    records: _Records,
+    records: Records,
     segments: tuple[Segment, ...],
     pages: list[int],
     moved: tuple[int, ...],
@@ -282,7 +270,7 @@ def _subset_sums(numbers: list[int]) -> set[int]:
 
 
 def _bytes_in_cma(
-    records: _Records,
+    records: Records,
     total: int,
     pages: int,
     moved: tuple[int, ...],
@@ -299,7 +287,7 @@ def _bytes_in_cma(
     return None
 
 
-def _wholly(records: _Records, total: int, in_cma: int | None) -> bool | None:
+def _wholly(records: Records, total: int, in_cma: int | None) -> bool | None:
     if records.head is not None:
         return records.head == EMPTY_COPY_LIST
     return None if in_cma is None else in_cma == total
