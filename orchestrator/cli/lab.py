@@ -46,7 +46,7 @@ Name = Annotated[str, typer.Option("--name", help="Which lab; several can be up 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 # What a host that is there keeps; giving another value for it is an error.
-MADE_WITH = ("memory", "cma", "cpus", "init")
+MADE_WITH = ("memory", "cma", "cpus", "init", "shared_memory")
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 MARKS = {
@@ -89,6 +89,9 @@ def up(
     watchdog: Annotated[
         bool, typer.Option(help="Gives each VM an i6300esb watchdog that resets it.")
     ] = False,
+    shared_memory: Annotated[
+        bool, typer.Option(help="Lets this machine read and write the guests' RAM, as a device would.")
+    ] = False,
     boot_timeout: Annotated[
         float, typer.Option(help="Seconds, above 0, that the slowest guest may take to boot.")
     ] = 900.0,
@@ -107,6 +110,7 @@ def up(
         target=target,
         initrd_pad=parse_size(initrd_pad, "initrd pad"),
         watchdog=watchdog,
+        shared_memory=shared_memory,
         append=append,
         inventory=inventory,
         boot_seconds=boot_timeout,

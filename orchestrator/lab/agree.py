@@ -48,13 +48,22 @@ def _disagreement(vm: VmConfig, options: LabOptions) -> str:
         "cma": (made_cma or "none", options.cma or "none", _bytes(made_cma) == _bytes(options.cma)),
         "cpus": (str(vm.cpus), str(options.cpus), vm.cpus == options.cpus),
         "init": (made_init, str(options.init), made_init == options.init),
+        "shared_memory": (
+            _word_for(vm.shared_memory),
+            _word_for(options.shared_memory),
+            vm.shared_memory == options.shared_memory,
+        ),
     }
     different = [key for key, (_, _, same) in pairs.items() if key in options.given and not same]
     if not different:
         return ""
-    made = " ".join(f"--{key} {pairs[key][0]}" for key in different)
-    asked = " ".join(f"--{key} {pairs[key][1]}" for key in different)
+    made = " ".join(f"--{key.replace('_', '-')} {pairs[key][0]}" for key in different)
+    asked = " ".join(f"--{key.replace('_', '-')} {pairs[key][1]}" for key in different)
     return f"host {vm.host!r} was made with {made}, not {asked}"
+
+
+def _word_for(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _word(cmdline: str, start: str) -> str:

@@ -43,10 +43,11 @@ class LabOptions:
     target: str = ""  # empty: the newest kernel with CMA
     initrd_pad: int = 0  # bytes that do not compress, added to every initramfs
     watchdog: bool = False
+    shared_memory: bool = False  # the guest's RAM can be read and written from here
     append: str = ""  # more words for the kernel command line
     inventory: Path | None = None  # None: beside the lab's state
     boot_seconds: float = 900.0  # for the slowest host, on a busy machine without KVM
-    # Those of memory, cma, cpus and init that the user gave: a host that is there must agree with them.
+    # Those of memory, cma, cpus, init and shared_memory that the user gave: a host that is there must agree.
     given: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

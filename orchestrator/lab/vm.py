@@ -34,6 +34,8 @@ SERVICE_GREETING = "kexec-fleet-lab "
 CONSOLE_IN, CONSOLE_OUT, LOGGER_READY = "console.in", "console.out", "console.ready"
 LEFTOVERS = ("qmp.sock", CONSOLE_IN, CONSOLE_OUT, LOGGER_READY, "qemu.pid", "process.json")
 PROCESS_MARKS = (QEMU, "console_logger.py")
+# What /proc/PID/fd calls QEMU's memfd (backends/hostmem-memfd.c in QEMU 7.2).
+RAM_NAME = "/memfd:memory-backend-memfd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class VmConfig:
     ssh_port: int
     service_port: int
     mac: str
+    # The guest's RAM is memory that QEMU shares: who may look into QEMU can read and write it (`guest_ram`).
+    # Also the default for a state file that an earlier version wrote.
+    shared_memory: bool = False
 
 
 def qemu_arguments(config: VmConfig) -> list[str]:
@@ -83,6 +88,11 @@ def qemu_arguments(config: VmConfig) -> list[str]:
     ]  # fmt: skip
     if config.watchdog:
         arguments += ["-device", "i6300esb", "-action", "watchdog=reset"]
+    if config.shared_memory:
+        # A memfd and not a file: nothing is written back to a disk, and it is gone with QEMU.
+        size = f"{config.memory >> 20}M"
+        arguments[arguments.index("pc")] = "pc,memory-backend=ram"
+        arguments += ["-object", f"memory-backend-memfd,id=ram,size={size},share=on"]
     return arguments
 
 
@@ -188,6 +198,20 @@ class Vm:
     def query_status(self) -> str:
         """QEMU's word for the VM's state: running, paused, internal-error, ..."""
         return str(qmp.execute(self.qmp_path, "query-status")["status"])
+
+    def guest_ram(self) -> Path:
+        """A file that is the guest's RAM while QEMU runs: the offset is the physical address, below the hole
+        that ends at 4 GiB. Raises LabError where the VM was not made with `shared_memory`."""
+        pid = self.pid
+        for entry in Path(f"/proc/{pid}/fd").iterdir() if pid else ():
+            try:
+                name = str(entry.readlink())
+            except OSError:
+                continue  # closed meanwhile
+            if name.startswith(RAM_NAME) and entry.stat().st_size == self.config.memory:
+                return entry
+        why = "QEMU does not run" if pid is None else "it was made without shared memory"
+        raise LabError(f"the RAM of {self.host} cannot be reached: {why}", hint="lab up --shared-memory")
 
     def kill(self) -> None:
         """As if the power had failed: QEMU is killed, nothing is flushed by the guest."""

@@ -11,16 +11,28 @@ $b mount -t sysfs sysfs /sys
 root=/dev/vda
 init=mini
 ramoops=
+fault=
+ours=
 for word in $($b cat /proc/cmdline); do
     case $word in
         root=/dev/*) root=${word#root=} ;;
         kexec_fleet_lab.init=*) init=${word#*=} ;;
         # busybox's insmod does not read /proc/cmdline, modprobe would.
         ramoops.*) ramoops="$ramoops ${word#ramoops.}" ;;
+        # Faults that a scenario asked for. They come on the new kernel's command line, beside the attempt's nonce:
+        # the firmware's boot has neither and must stay good.
+        kexec_fleet_lab.fault=*) fault=${word#*=} ;;
+        kexec_fleet.nonce=*) ours=1 ;;
         # The accelerator probe wants to know only that user space was reached.
         kexec_fleet_lab.probe=*) say "user space reached"; $b poweroff -f ;;
     esac
 done
+
+[ -n "$ours" ] || fault=
+case $fault in
+    panic) say "fault: panic"; echo c > /proc/sysrq-trigger ;;
+    hang) say "fault: hang"; while :; do $b sleep 1000; done ;;
+esac
 
 while read -r module; do
     options=
