@@ -30,7 +30,8 @@ from workers.agentanswers import (
     Stamp,
 )
 from workers.agentbundle import LOADER, AgentBundle
-from workers.agentchannel import AgentChannel
+from workers.agentchannel import AgentChannel, parsed
+from workers.agentimages import Derived, ImageRequests
 from workers.connection.base import Connection, Process
 from workers.connection.errors import refusal
 from workers.deadline import Deadline
@@ -41,6 +42,7 @@ __all__ = [
     "ArmAnswer",
     "Claim",
     "ClaimAnswer",
+    "Derived",
     "Digest",
     "LoadAnswer",
     "StageResult",
@@ -62,7 +64,7 @@ Parsed = TypeVar("Parsed")
 Progress = Callable[[int, int], None]
 
 
-class AgentClient:
+class AgentClient(ImageRequests):
     """A running agent on a host. `hello` says which boot and which Python answer."""
 
     def __init__(self, channel: AgentChannel, host: str, hello: Hello) -> None:
@@ -290,11 +292,7 @@ class AgentClient:
         return self._channel.ask(op, args, deadline, claim=claim, payload=payload)
 
     def _parsed(self, op: str, parse: Callable[[Raw], Parsed], answer: Raw) -> Parsed:
-        try:
-            return parse(answer)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            message = f"the agent's answer does not have the promised shape ({type(error).__name__}: {error})"
-            raise TransportError(self._host, op, message, code="protocol", hint="report this") from error
+        return parsed(self._host, op, parse, answer)
 
     def _local(self, message: str) -> HostRefused:
         hint = "the file on this machine changed since the rollout was made: start a new one"

@@ -9,8 +9,8 @@ sent, no answer, it may change       HostLost          look at the host before a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from orchestrator.domain.errors import HostError, HostLost, HostRefused, TransportError
 from workers.agentanswers import Claim
@@ -22,6 +22,8 @@ MAX_LINE = 32 * 1024 * 1024
 # The agent is given a little less time than we have, so that its "deadline" answer still reaches us.
 _MARGIN_S = 2.0
 _MARGIN_SHARE = 0.2
+
+Parsed = TypeVar("Parsed")
 
 
 class AgentChannel:
@@ -135,3 +137,14 @@ class AgentChannel:
 def _share(deadline: Deadline) -> float:
     left = deadline.left()
     return max(left - min(_MARGIN_S, left * _MARGIN_SHARE), 0.05)
+
+
+def parsed(
+    host: str, op: str, parse: Callable[[Mapping[str, Any]], Parsed], answer: Mapping[str, Any]
+) -> Parsed:
+    """The answer as a value. Raises TransportError with code "protocol" where it has another shape."""
+    try:
+        return parse(answer)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"the agent's answer does not have the promised shape ({type(error).__name__}: {error})"
+        raise TransportError(host, op, message, code="protocol", hint="report this") from error

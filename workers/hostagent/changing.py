@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, Optional
 
-from workers.hostagent import claiming, cma, jump, kexec, link
+from workers.hostagent import claiming, cma, derive, jump, kexec, link
 from workers.hostagent.claims import Claim, ClaimStore, Record, parse_claim
 from workers.hostagent.deadline import Deadline
 from workers.hostagent.environment import Environment
@@ -40,6 +40,7 @@ class Changing(object):
             "stage_begin": self._stage_begin,
             "stage_chunk": self._stage_chunk,
             "stage_end": self._stage_end,
+            "derive": self._derive,
             "load": self._load,
             "load_wait": self._load_wait,
             "unload": self._unload,
@@ -205,6 +206,9 @@ class Changing(object):
     def _stage_chunk(self, request: Request, _claim: Claim) -> Dict[str, Any]:
         args = (request.arg("sha256", str), request.arg("offset", int), request.arg("length", int))
         return self._staging.chunk(self._channel, *args, deadline=request.deadline)
+
+    def _derive(self, request: Request, _claim: Claim) -> Dict[str, Any]:
+        return derive.derive(self._staging, request)
 
     def _guarded_chunk(self, request: Request) -> Dict[str, Any]:
         """The raw bytes follow whatever the answer is: a refused chunk's are taken off the channel unread."""

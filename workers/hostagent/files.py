@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
-from typing import Any, List, Optional
+import stat
+from typing import Any, List, Optional, Union
+
+from workers.hostagent.errors import AgentError
 
 _BLOCK = 1 << 20
 
@@ -70,11 +73,51 @@ def write_json(path: str, value: Any) -> None:
     os.rename(temporary, path)
 
 
+def write_durably(path: str, data: Union[bytes, str], mode: int) -> None:
+    """Replaces the file in one step, and returns when it is on the disk: a direct jump unmounts nothing.
+
+    A missing directory is made. Raises OSError.
+    """
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        write_all(descriptor, data if isinstance(data, bytes) else data.encode("utf-8"))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(path + ".new", path)
+    sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    """Brings the directory's names to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     """Writes every byte. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def open_regular(path: str) -> int:
+    """A descriptor to read the file with. Raises AgentError `no_file`, also for what is no regular file."""
+    try:
+        # Without O_NONBLOCK a FIFO would hold the agent until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        why, number = getattr(error, "strerror", None) or error, getattr(error, "errno", None)
+        raise AgentError("no_file", "{}: {}".format(path, why), errno=number) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise AgentError("no_file", "{}: not a regular file".format(path))
+    return descriptor
 
 
 def sha256_of(descriptor: int) -> str:

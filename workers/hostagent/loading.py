@@ -1,14 +1,13 @@
 """One load: open, hash, check, call, and everything that can be seen of it."""
 
 import os
-import stat
 import time
 from typing import Any, Dict, Optional
 
 from workers.hostagent import cma, image, kexec
 from workers.hostagent.environment import Environment
 from workers.hostagent.errors import AgentError, errname
-from workers.hostagent.files import sha256_of
+from workers.hostagent.files import open_regular, sha256_of
 from workers.hostagent.kmsg import KernelLog
 
 # A load with DEBUG writes some hundred lines; more than this is somebody else's noise. Bytes.
@@ -41,28 +40,17 @@ class Load(object):
         """Raises load_disabled, no_kexec, no_file, cmdline_too_long, too_big, no_memory, hash_mismatch."""
         image.check_allowed(self._env)
         expect = self._args["expect"]
-        self._kernel_fd = self._open(self._args["kernel"])
+        self._kernel_fd = open_regular(self._args["kernel"])
         header = image.parse_header(os.pread(self._kernel_fd, 4096, 0))
         image.check_cmdline(header, self._cmdline)
         if self._args["initrd"] is not None:
-            self._initrd_fd = self._open(self._args["initrd"])
+            self._initrd_fd = open_regular(self._args["initrd"])
         has_initrd = self._initrd_fd >= 0
         self._sizes = image.measure(header, self._kernel_fd, self._initrd_fd if has_initrd else None)
         image.check_memory(self._env, self._sizes)
         self._verify(self._kernel_fd, self._args["kernel"], expect.get("kernel"))
         if has_initrd:
             self._verify(self._initrd_fd, self._args["initrd"], expect.get("initrd"))
-
-    @staticmethod
-    def _open(path: str) -> int:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise AgentError("no_file", "{}: {}".format(path, error.strerror), errno=error.errno) from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise AgentError("no_file", "{}: not a regular file".format(path))
-        return descriptor
 
     def _verify(self, descriptor: int, path: str, expected: Optional[str]) -> None:
         if expected is None:

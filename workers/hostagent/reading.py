@@ -7,13 +7,13 @@ import stat
 import time
 from typing import Any, Callable, Dict
 
-from workers.hostagent import facts, processes, shutdown
+from workers.hostagent import facts, processes, readback, shutdown
 from workers.hostagent.claims import ClaimStore
 from workers.hostagent.collectors import COLLECTORS
 from workers.hostagent.counter import Counter, invariant
 from workers.hostagent.environment import Environment
 from workers.hostagent.errors import AgentError
-from workers.hostagent.files import read_text, sha256_of
+from workers.hostagent.files import open_regular, read_text, sha256_of
 from workers.hostagent.protocol import Request
 
 _HEAD = 131072
@@ -87,20 +87,16 @@ def _resolve(_env: Environment, _store: ClaimStore, request: Request) -> Dict[st
 
 def _digest(_env: Environment, _store: ClaimStore, request: Request) -> Dict[str, Any]:
     path = request.arg("path", str)
+    descriptor = open_regular(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise AgentError(
-            "no_file", "{}: {}".format(path, error), errno=getattr(error, "errno", None)
-        ) from error
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise AgentError("no_file", "{}: not a regular file".format(path))
         head = base64.b64encode(os.pread(descriptor, _HEAD, 0)).decode("ascii")
-        return {"sha256": sha256_of(descriptor), "size": found.st_size, "head": head}
+        return {"sha256": sha256_of(descriptor), "size": os.fstat(descriptor).st_size, "head": head}
     finally:
         os.close(descriptor)
+
+
+def _readback(env: Environment, _store: ClaimStore, request: Request) -> Dict[str, Any]:
+    return readback.read(env, request)
 
 
 OPERATIONS: Dict[str, Callable[[Environment, ClaimStore, Request], Dict[str, Any]]] = {
@@ -110,4 +106,5 @@ OPERATIONS: Dict[str, Callable[[Environment, ClaimStore, Request], Dict[str, Any
     "check": _check,
     "resolve": _resolve,
     "digest": _digest,
+    "readback": _readback,
 }

@@ -11,9 +11,13 @@ from workers.hostagent.environment import Environment
 from workers.hostagent.errors import AgentError
 from workers.hostagent.protocol import Channel
 
-# The newest of each kind that stay, besides those that this session uses.
+# The newest of each kind that stay, besides those that this session uses. A derived file is made again from
+# its source: it never takes a source's place.
 _KEEP = 2
 KINDS = ("kernel", "initrd")
+_DERIVED = "derived "
+# A derived file until it is whole; its hash is not known before.
+_UNFINISHED = "derived.partial"
 # Left free on the file system that also holds the host's own data. Bytes.
 _RESERVE = 32 << 20
 # The largest chunk: what a worker may have to send again. Bytes.
@@ -30,7 +34,7 @@ class Staging(object):
         self._ours: Set[str] = set()
 
     def protect(self, path: str) -> None:
-        """An artifact that this session loads is never pruned by it."""
+        """An artifact that this session loads or derives from is never pruned by it."""
         self._ours.add(os.path.basename(path))
 
     def begin(self, sha256: str, size: int, kind: str) -> Dict[str, Any]:
@@ -38,9 +42,7 @@ class Staging(object):
         path = self._path(sha256)
         if size < 0 or kind not in KINDS:
             raise AgentError("bad_request", "stage_begin wants a size and one of {}".format(", ".join(KINDS)))
-        os.makedirs(self._directory, 0o700, exist_ok=True)
-        for directory in (self._env.lib_dir, self._directory):
-            os.chmod(directory, 0o700)
+        self._make_directory()
         self._ours.add(sha256)
         self._remember(sha256, kind)
         self._prune()
@@ -82,7 +84,7 @@ class Staging(object):
             if descriptor >= 0:
                 os.close(descriptor)
         if refusal is not None:
-            raise self._explain(refusal)
+            raise self.explain(refusal)
         return {"offset": offset + length}
 
     def end(self, sha256: str, size: int, deadline: Deadline) -> Dict[str, Any]:
@@ -112,6 +114,38 @@ class Staging(object):
         os.rename(partial, path)
         return {"path": path, "sha256": sha256, "size": size}
 
+    def unfinished(self, size: int) -> str:
+        """Where a derived file of that size may be written. Raises AgentError `disk_full`, OSError."""
+        self._make_directory()
+        self._prune()
+        free = self._env.kernel.free_bytes(self._directory)
+        if size + _RESERVE > free:
+            raise self._full(size + _RESERVE, free)
+        return self._directory + "/" + _UNFINISHED
+
+    def finished(self, sha256: str, kind: str) -> str:
+        """Gives the unfinished file its name and takes it among this session's own. -> its path."""
+        path = self._path(sha256)
+        self._ours.add(sha256)
+        os.rename(self._directory + "/" + _UNFINISHED, path)
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if self._known().get(sha256) not in KINDS:  # derived into what was staged as it is
+            self._remember(sha256, _DERIVED + kind)
+        return path
+
+    def explain(self, refusal: Exception) -> AgentError:
+        """The refusal as an answer: `disk_full` with the figures, `io_error`."""
+        if isinstance(refusal, AgentError):
+            return refusal
+        assert isinstance(refusal, OSError)
+        if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self._full(0, self._env.kernel.free_bytes(self._directory))
+        return AgentError("io_error", "writing the artifact: {}".format(refusal), errno=refusal.errno)
+
     def clean(self) -> List[str]:
         """Removes everything staged. -> what was removed."""
         if not os.path.isdir(self._env.lib_dir):
@@ -120,6 +154,11 @@ class Staging(object):
         return [self._env.lib_dir]
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _make_directory(self) -> None:
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        for directory in (self._env.lib_dir, self._directory):
+            os.chmod(directory, 0o700)
 
     def _path(self, sha256: str) -> str:
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
@@ -144,14 +183,6 @@ class Staging(object):
             )
         return descriptor
 
-    def _explain(self, refusal: Exception) -> AgentError:
-        if isinstance(refusal, AgentError):
-            return refusal
-        assert isinstance(refusal, OSError)
-        if refusal.errno in (errno.ENOSPC, errno.EDQUOT):
-            return self._full(0, self._env.kernel.free_bytes(self._directory))
-        return AgentError("io_error", "writing the artifact: {}".format(refusal), errno=refusal.errno)
-
     def _full(self, needed: int, free: int) -> AgentError:
         return AgentError(
             "disk_full",
@@ -161,22 +192,28 @@ class Staging(object):
             detail={"path": self._directory, "free": free, "needed": needed, "reserve": _RESERVE},
         )
 
-    def _remember(self, sha256: str, kind: str) -> None:
+    def _known(self) -> Dict[str, str]:
+        """{artifact's name: its kind}"""
         index = files.read_json(self._index)
-        index = index if isinstance(index, dict) else {}
+        return index if isinstance(index, dict) else {}
+
+    def _remember(self, sha256: str, kind: str) -> None:
+        index = self._known()
         known = {name: index[name] for name in index if _size(self._directory + "/" + name) >= 0}
         known[sha256] = kind
         files.write_json(self._index, known)
 
     def _prune(self) -> None:
         """Whole and partial files alike: all but the newest two of each kind and this session's own."""
-        index = files.read_json(self._index)
-        index = index if isinstance(index, dict) else {}
+        index = self._known()
         entries: Dict[str, List[Any]] = {}
         for name in files.names(self._directory):
             if name == "index.json" or name.partition(".")[0] in self._ours:
                 continue
             kind = "partial" if name.endswith(".partial") else str(index.get(name))
+            if name == _UNFINISHED or kind.startswith(_DERIVED):
+                files.unlink_quietly(self._directory + "/" + name)
+                continue
             entries.setdefault(kind, []).append((os.stat(self._directory + "/" + name).st_mtime, name))
         for kind, found in entries.items():
             ours = sum(1 for name in self._ours if index.get(name) == kind)
