@@ -256,7 +256,7 @@ def _judge_body(segment: _Segment, body: _Body, answer: Dict[str, Any]) -> None:
         answer["why_not"] = "the segment holds {} bytes, the file has {} for it".format(
             segment.bufsz, segment.file_length
         )
-        answer["body_differs"] += apart
+        answer["body_differs"] = min(body.differs + apart, segment.memsz)
         if body.first is None:
             answer["first_difference"] = min(segment.bufsz, segment.file_length)
 
