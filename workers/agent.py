@@ -29,6 +29,7 @@ from workers.agentanswers import (
     StageResult,
     Stamp,
 )
+from workers.agentboot import BootRequests
 from workers.agentbundle import LOADER, AgentBundle
 from workers.agentchannel import AgentChannel, parsed
 from workers.agentimages import Derived, ImageRequests
@@ -64,7 +65,7 @@ Parsed = TypeVar("Parsed")
 Progress = Callable[[int, int], None]
 
 
-class AgentClient(ImageRequests):
+class AgentClient(ImageRequests, BootRequests):
     """A running agent on a host. `hello` says which boot and which Python answer."""
 
     def __init__(self, channel: AgentChannel, host: str, hello: Hello) -> None:
@@ -183,9 +184,16 @@ class AgentClient(ImageRequests):
         """{"kexec_loaded": 0, "cma_after": {...}}; does nothing where nothing is loaded."""
         return self._change("unload", claim, {}, deadline)
 
-    def arm(self, claim: Claim, method: str, lead: float, deadline: Deadline) -> ArmAnswer:
-        """Sync and announce when the jump will be; `method` "direct" or "systemd", `lead` in seconds."""
-        answer = self._change("arm", claim, {"method": method, "lead": lead}, deadline)
+    def arm(
+        self, claim: Claim, method: str, lead: float, deadline: Deadline, watchdog: float | None = None
+    ) -> ArmAnswer:
+        """Sync and announce when the jump will be; `method` "direct" or "systemd", `lead` and the watchdog's
+        timeout in seconds. `raw` has "watchdog" and "evidence" as well.
+        """
+        args: dict[str, Any] = {"method": method, "lead": lead}
+        if watchdog is not None:
+            args["watchdog"] = watchdog
+        answer = self._change("arm", claim, args, deadline)
         return self._parsed("arm", ArmAnswer.parse, answer)
 
     def go(self, claim: Claim, appointment: int, deadline: Deadline) -> Raw:

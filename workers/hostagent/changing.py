@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, Optional
 
-from workers.hostagent import claiming, cma, derive, jump, kexec, link
+from workers.hostagent import bootdefault, claiming, cma, derive, guard, jump, kexec, link, watchdog
 from workers.hostagent.claims import Claim, ClaimStore, Record, parse_claim
 from workers.hostagent.deadline import Deadline
 from workers.hostagent.environment import Environment
@@ -48,6 +48,9 @@ class Changing(object):
             "disarm": self._disarm,
             "go": self._go,
             "clean": self._clean,
+            "guard_install": self._guard_install,
+            "guard_confirm": self._guard_confirm,
+            "boot_default_set": self._boot_default_set,
         }
 
     def run(self, request: Request) -> Dict[str, Any]:
@@ -188,6 +191,7 @@ class Changing(object):
             removed = self._staging.clean()
             if jump.remove_hook(self._env):
                 removed.append(jump.hook_path(self._env))
+            removed.extend(guard.remove_stale(self._env))
             # The fences stay until the boot ends: a worker that was overtaken may still wake up.
             self._store.forget()
             removed.append(self._env.run_dir + "/claim.json")
@@ -318,6 +322,7 @@ class Changing(object):
             "span": float(request.arg("span", _NUMBER, 1.0)),
             "samples": request.arg("samples", int, 9),
             "deadline": request.deadline.left() * 0.8,
+            "watchdog": watchdog.seconds_of(request),
         }
         if args["method"] not in ("direct", "systemd") or not 0 < args["lead"] <= _MOST_LEAD:
             raise AgentError(
@@ -345,3 +350,15 @@ class Changing(object):
             "interpreter": os.path.realpath(sys.executable or "/usr/bin/python3"),
         }
         return self._ask(keeper, "go", args, request.deadline, gone="not_armed")
+
+    # -- around the boot ----------------------------------------------------------------------------------
+
+    def _guard_install(self, request: Request, claim: Claim) -> Dict[str, Any]:
+        nonce = request.arg("nonce", str, claim.nonce)
+        return guard.install(self._env, nonce, float(request.arg("seconds", _NUMBER)))
+
+    def _guard_confirm(self, request: Request, claim: Claim) -> Dict[str, Any]:
+        return guard.confirm(self._env, request.arg("nonce", str, claim.nonce))
+
+    def _boot_default_set(self, request: Request, _claim: Claim) -> Dict[str, Any]:
+        return bootdefault.set_default(self._env, request)

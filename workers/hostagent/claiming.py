@@ -3,7 +3,7 @@
 import time
 from typing import Any, Dict
 
-from workers.hostagent import jump, kexec, shutdown
+from workers.hostagent import guard, jump, kexec, shutdown
 from workers.hostagent.claims import KEEPER_PHASES, Claim, ClaimStore, Record
 from workers.hostagent.deadline import Deadline
 from workers.hostagent.environment import Environment
@@ -41,6 +41,7 @@ def take(
         if found is not None and found.phase == "systemd" and going_down["under_way"]:
             raise store.busy("systemd was told to kexec and is on its way")
         jump.remove_hook(env)
+        guard.remove_stale(env, claim.nonce)
         left = found is not None and found.phase in KEEPER_PHASES and env.kexec_loaded() != 0
         if left:
             error = kexec.unload(env.kernel, max(deadline.left(), 0.1))

@@ -19,9 +19,14 @@ class Environment(object):
         self.proc = root + "/proc"
         self.sys = root + "/sys"
         self.boot = root + "/boot"
+        self.efi = root + "/efi"
+        self.etc = root + "/etc"
         self.dev_kmsg = root + "/dev/kmsg"
         self.console = root + "/dev/console"
         self.pmsg = root + "/dev/pmsg0"
+        self.dev_watchdog = root + "/dev/watchdog"
+        # Where systemd-pstore.service moves what pstore kept (pstore.conf(5)).
+        self.systemd_pstore = root + "/var/lib/systemd/pstore"
         self.run_dir = root + "/run/kexec-fleet"
         self.lib_dir = root + "/var/lib/kexec-fleet"
         self.run_systemd = root + "/run/systemd"
@@ -31,6 +36,7 @@ class Environment(object):
         self.pids = "/proc"
         self.systemctl = "systemctl"
         self.busctl = "busctl"
+        self.bootctl = "bootctl"
         self.systemd_inhibit = "systemd-inhibit"
 
     def boot_id(self) -> str:

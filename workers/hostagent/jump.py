@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 from workers.hostagent import counter as counter_module
 from workers.hostagent.claims import Claim
@@ -46,20 +46,27 @@ def sync_aside(env: Environment) -> threading.Thread:
     return thread
 
 
-def wait_until(counter: Counter, appointment: int, hz: float) -> None:
-    """Returns at the first read of the counter that is not before the appointment."""
+def wait_until(
+    counter: Counter, appointment: int, hz: float, last: Optional[Callable[[], None]] = None
+) -> None:
+    """Returns at the first read of the counter that is not before the appointment; `last` is called before
+    the spin."""
     while True:
         left = (appointment - counter.read()) / hz
         if left <= _SPIN:
             break
         time.sleep(min(left - _SPIN, _NAP))
+    if last is not None:
+        last()
     while counter.read() < appointment:
         pass
 
 
-def direct(env: Environment, counter: Counter, appointment: int, hz: float) -> OSError:
+def direct(
+    env: Environment, counter: Counter, appointment: int, hz: float, last: Callable[[], None]
+) -> OSError:
     """Jumps at the appointment. Returns only when reboot(2) did, with its error."""
-    wait_until(counter, appointment, hz)
+    wait_until(counter, appointment, hz, last)
     try:
         env.kernel.reboot_kexec()
     except OSError as error:

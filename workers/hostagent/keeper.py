@@ -10,10 +10,11 @@ kernel/kexec_file.c), so it ignores every signal it can, and looks around only w
 import gc
 import os
 import signal
+import threading
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
-from workers.hostagent import jump, kexec, shutdown
+from workers.hostagent import evidence, jump, kexec, shutdown
 from workers.hostagent.claims import Claim, ClaimStore, Record
 from workers.hostagent.counter import Counter, invariant, monotonic_raw_ns, rate
 from workers.hostagent.deadline import Deadline
@@ -23,6 +24,7 @@ from workers.hostagent.files import read_text
 from workers.hostagent.loading import Load
 from workers.hostagent.processes import Identity, identity
 from workers.hostagent.protocol import LineSocket
+from workers.hostagent.watchdog import Watchdog
 
 # How often a waiting keeper looks at the fence and at its own timer, seconds.
 _TICK = 0.2
@@ -48,6 +50,7 @@ class Keeper(object):
         self._store = ClaimStore(env)
         self._inhibitor = shutdown.Inhibitor(env)
         self._counter = Counter()
+        self._watchdog = Watchdog(env)
         self._loaded = False
         self._armed: Optional[Dict[str, Any]] = None
         self._hold_until: Optional[float] = None
@@ -109,10 +112,13 @@ class Keeper(object):
 
     def _finish(self, why: str) -> None:
         """Unloads, gives the claim back to the session, and says so."""
+        left = self._watchdog.disarm()
         failed = kexec.unload(self._env.kernel) if self._loaded else None
         self._loaded = False
         self._inhibitor.drop()
         note: Dict[str, Any] = {"why": why}
+        if left:
+            note["watchdog"] = left
         if failed is not None:
             note["unload_errno"] = failed.errno
         try:
@@ -133,7 +139,7 @@ class Keeper(object):
     # -- loading ------------------------------------------------------------------------------------------
 
     def _load(self, number: int, args: Dict[str, Any]) -> None:
-        self._armed = None
+        self._forget_jump()
         load = Load(self._env, args)
         try:
             load.check()
@@ -186,11 +192,14 @@ class Keeper(object):
             raise AgentError("not_loaded", "nothing is loaded")
         if self._armed is not None:
             self._record("loaded")
-            self._armed = None
-        self._sync(Deadline(args["deadline"]))
+            self._forget_jump()
+        deadline = Deadline(args["deadline"])
+        self._await(jump.sync_aside(self._env), deadline, "syncing the file systems")
+        kept = self._write_evidence(deadline)
         pairs = self._counter.pairs(args["samples"], args["span"])
         measured = rate(pairs)
         self._record("armed")
+        watchdog = self._watchdog.arm(args["watchdog"], args["method"])
         realtime_ns, raw_ns = int(time.time() * 1e9), monotonic_raw_ns()
         now = self._counter.read()
         self._armed = {
@@ -205,25 +214,43 @@ class Keeper(object):
             "realtime_ns": realtime_ns,
             "lead_s": args["lead"],
             "invariant": invariant(self._counter.name, read_text(self._env.proc + "/cpuinfo") or ""),
+            "watchdog": watchdog,
+            "evidence": kept,
         }
         self._line.send({"n": number, "result": self._armed})
 
-    def _sync(self, deadline: Deadline) -> None:
-        """Syncs file systems. Where one hangs (an NFS server is gone) the image must not hang with it: raises
-        AgentError `deadline`, and _End when nobody waits any more."""
-        thread = jump.sync_aside(self._env)
+    def _await(self, thread: threading.Thread, deadline: Deadline, what: str) -> None:
+        """Where a file system hangs (an NFS server is gone) the image must not hang with it.
+
+        Raises AgentError `deadline`, and _End when nobody waits any more."""
         while thread.is_alive():
             thread.join(_TICK / 4)
             self._still_wanted()
             if deadline.passed():
-                error = deadline.error("syncing the file systems")
+                error = deadline.error(what)
                 error.hint = "look for a file system that hangs; the image is still loaded, arm again"
                 raise error
+
+    def _write_evidence(self, deadline: Deadline) -> Dict[str, Any]:
+        answers: List[Dict[str, Any]] = []
+        thread = threading.Thread(
+            target=lambda: answers.append(evidence.write(self._env, self._claim.nonce)), daemon=True
+        )
+        thread.start()
+        try:
+            self._await(thread, Deadline(deadline.left() / 2), "writing the kernel log to the disk")
+        except AgentError as error:  # the disk is slow: the jump goes on without
+            return {"path": None, "bytes": 0, "detail": error.message}
+        return answers[0] if answers else {"path": None, "bytes": 0, "detail": "the writer ended early"}
+
+    def _forget_jump(self) -> None:
+        self._armed = None
+        self._watchdog.disarm()
 
     def _disarm(self, number: int, _args: Dict[str, Any]) -> None:
         if self._armed is not None:
             self._record("loaded")
-            self._armed = None
+            self._forget_jump()
         self._line.send({"n": number, "result": {"phase": "loaded"}})
 
     def _go(self, number: int, args: Dict[str, Any]) -> None:
@@ -239,7 +266,9 @@ class Keeper(object):
             gc.disable()
             jump.sync_aside(self._env)
             if direct:
-                error = jump.direct(self._env, self._counter, armed["appointment"], armed["rate_hz"])
+                error = jump.direct(
+                    self._env, self._counter, armed["appointment"], armed["rate_hz"], self._watchdog.leave
+                )
                 self._refused(error.errno, "reboot(2): {}".format(error))
             jump.wait_until(self._counter, armed["appointment"], armed["rate_hz"])
             # systemd may stop the session's scope, which is ours, before systemctl has ended. Whoever ignores
@@ -280,9 +309,12 @@ class Keeper(object):
 
     def _refused(self, errno: Optional[int], why: str) -> None:
         """The jump did not happen and will not: unload, write it down. Inside `locked`; ends the keeper."""
+        left = self._watchdog.disarm()
         failed = self._unload_after_failure()
         jump.remove_hook(self._env)
         note: Dict[str, Any] = {"errno": errno, "errname": errname(errno), "why": why}
+        if left:
+            note["watchdog"] = left
         if failed is not None:
             note["unload_errno"] = failed.errno
         self._store.write(Record(self._claim, self._session, None, "jump_refused", note))

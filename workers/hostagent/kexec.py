@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import time
@@ -62,6 +63,13 @@ class Kernel(object):
 
     def sync(self) -> None:
         os.sync()
+
+    def open_device(self, path: str) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def ioctl(self, descriptor: int, request: int, data: bytes) -> bytes:
+        """ioctl(2) with a structure of this size; -> what the kernel made of it."""
+        return bytes(fcntl.ioctl(descriptor, request, data))
 
     def is_root(self) -> bool:
         return os.geteuid() == 0

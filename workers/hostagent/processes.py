@@ -4,6 +4,8 @@ import os
 import subprocess
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
 
 class Identity(NamedTuple):
     """A process that cannot be mistaken for a later one with the same pid.
@@ -48,10 +50,15 @@ def to_json(who: Optional[Identity]) -> Optional[Dict[str, int]]:
     return None if who is None else {"pid": who.pid, "start": who.start}
 
 
+def child_environment() -> Dict[str, str]:
+    """What a child gets: words in English, no pager, no colours, and the administrator's tools."""
+    environment = dict(os.environ, LC_ALL="C", SYSTEMD_PAGER="", SYSTEMD_COLORS="0")
+    environment["PATH"] = PATH
+    return environment
+
+
 def run(argv: List[str], seconds: float) -> Tuple[Optional[int], str]:
     """(exit status, stdout and stderr together); status None where it could not be run or took too long."""
-    environment = dict(os.environ, LC_ALL="C", SYSTEMD_PAGER="", SYSTEMD_COLORS="0")
-    environment["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
     try:
         done = subprocess.run(
             argv,
@@ -59,7 +66,7 @@ def run(argv: List[str], seconds: float) -> Tuple[Optional[int], str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=max(seconds, 0.001),
-            env=environment,
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired:
         return None, "no answer within {:g} s".format(seconds)

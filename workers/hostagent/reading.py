@@ -7,7 +7,7 @@ import stat
 import time
 from typing import Any, Callable, Dict
 
-from workers.hostagent import facts, processes, readback, shutdown
+from workers.hostagent import bootdefault, facts, processes, readback, shutdown
 from workers.hostagent.claims import ClaimStore
 from workers.hostagent.collectors import COLLECTORS
 from workers.hostagent.counter import Counter, invariant
@@ -99,6 +99,10 @@ def _readback(env: Environment, _store: ClaimStore, request: Request) -> Dict[st
     return readback.read(env, request)
 
 
+def _boot_default_show(env: Environment, _store: ClaimStore, _request: Request) -> Dict[str, Any]:
+    return bootdefault.show(env)
+
+
 OPERATIONS: Dict[str, Callable[[Environment, ClaimStore, Request], Dict[str, Any]]] = {
     "facts": _facts,
     "clock": _clock,
@@ -106,5 +110,6 @@ OPERATIONS: Dict[str, Callable[[Environment, ClaimStore, Request], Dict[str, Any
     "check": _check,
     "resolve": _resolve,
     "digest": _digest,
+    "boot_default_show": _boot_default_show,
     "readback": _readback,
 }

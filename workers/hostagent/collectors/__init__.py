@@ -7,10 +7,11 @@ claim, changes nothing, and is cut off at the request's deadline.
 
 from typing import Any, Callable, Dict
 
-from workers.hostagent.collectors import identity, initrd, log, machine, units
+from workers.hostagent.collectors import evidence, identity, initrd, log, machine, units
 from workers.hostagent.environment import Environment
 
 COLLECTORS: Dict[str, Callable[[Environment, Dict[str, Any]], Dict[str, Any]]] = {
+    "evidence": evidence.collect,
     "identity": identity.collect,
     "initrd": initrd.collect,
     "log": log.collect,
