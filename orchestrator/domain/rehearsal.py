@@ -1,8 +1,8 @@
 """The rehearsal: what physical memory holds of a placed image -> what of it may be believed.
 
-The agent's `readback` reads the segments that lie in CMA through /proc/kcore, beside the files that they were
-loaded from. kcore answers zeros for pages that it will not read (read_kcore_iter, fs/proc/kcore.c, Linux 7.2),
-so a zero tail, and a digest that was not found, count only where a body was read and matched.
+The agent's `readback` reads the segments that lie in CMA through /proc/kcore, beside the files that they
+were loaded from. kcore answers zeros for pages that it will not read (read_kcore_iter, fs/proc/kcore.c, Linux
+7.2), so a zero tail, and a digest that was not found, count only where a body was read and matched.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def readback_segments(
 
 
 def _digest_marks(placement: Placement) -> list[str]:
-    """Bytes that stand in purgatory exactly where a digest is stored: the kernel's region, {u64 start, u64 len}.
+    """Bytes that stand in purgatory exactly where a digest is stored: the kernel's {u64 start, u64 len}.
 
     kexec_calculate_store_digests (kernel/kexec_file.c) fills purgatory_sha_regions with every segment's mem
     and memsz; where it skips the digest (7.3: kexec_only_cma_segments, KHO) the array stays zero.
