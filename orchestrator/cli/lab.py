@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.labtest import test_command
 from orchestrator.domain.errors import InputError, KexecFleetError
 from orchestrator.lab import console as consoles
+from orchestrator.lab.bootdefault import set_boot_default
 from orchestrator.lab.fleet import LabFleet, VmStatus
 from orchestrator.lab.initramfs import InitramfsStore
 from orchestrator.lab.kernels import AvailableKernel, KernelStore
@@ -41,6 +43,8 @@ lab_app = typer.Typer(
 
 # A table that is piped shows whole words.
 PIPE_WIDTH = 200
+
+lab_app.command("test")(test_command)
 
 Name = Annotated[str, typer.Option("--name", help="Which lab; several can be up at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -294,6 +298,20 @@ def _kernel_record(row: AvailableKernel) -> dict[str, object]:
 
 def _word(answer: bool | None) -> str:
     return "?" if answer is None else "yes" if answer else "no"
+
+
+@lab_app.command("default")
+def boot_default(
+    host: Annotated[str, typer.Argument(envvar="KEXEC_FLEET_HOST", help="A host of the lab.")],
+    image: Annotated[Path, typer.Argument(envvar="KEXEC_FLEET_KERNEL", help="Kernel image.")],
+    initrd: Annotated[Path, typer.Argument(envvar="KEXEC_FLEET_INITRD", help="Its initrd.")],
+    name: Name = "default",
+) -> None:
+    """Make this the kernel that the host's firmware boots, from its next power-on.
+
+    A playbook's `finalise: {method: local}` calls it, and gives host and files by the environment."""
+    before, after = set_boot_default(LabFleet.open(name), host, image, initrd)
+    typer.echo(f"{host}: {before} -> {after} from the next power-on")
 
 
 @lab_app.command()

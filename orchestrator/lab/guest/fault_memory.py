@@ -1,0 +1,140 @@
+#!/usr/bin/python3 -I
+"""Faults of a lab guest's memory, sent over SSH: dirty the CMA area, pin pages in it, or take all memory.
+
+fault_memory.py dirty ROUNDS          fills and frees; ends; one JSON line says how far the area was used
+fault_memory.py pin EVERY             holds one page of the area in each EVERY bytes, until it is killed
+fault_memory.py fill LEAVE            takes memory until LEAVE bytes are available, until it is killed
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import re
+import struct
+import sys
+import time
+from pathlib import Path
+
+CHUNK = 8 << 20
+PAGE = 4096
+PATTERN = b"\xa5" * CHUNK
+RESERVE_KB = 80 << 10  # what sshd and an agent need while we hold the rest
+HOLD_SECONDS = 3600.0
+MADV_NOHUGEPAGE = 15  # include/uapi/asm-generic/mman-common.h
+PFN_MASK = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
+PRESENT = 1 << 63
+
+
+def say(**told: object) -> None:
+    print(json.dumps(told), flush=True)
+
+
+def meminfo(name: str) -> int:
+    """KiB; 0 where the kernel has no such line."""
+    match = re.search(rf"^{name}:\s+(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def take() -> mmap.mmap:
+    """A chunk of user memory with the pattern in it. User pages are movable: they may lie in CMA."""
+    chunk = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    chunk.madvise(MADV_NOHUGEPAGE)
+    chunk.write(PATTERN)
+    return chunk
+
+
+def take_until(left_kb: int) -> list[mmap.mmap]:
+    held = []
+    while meminfo("MemAvailable") - (CHUNK >> 10) > left_kb:
+        held.append(take())
+    return held
+
+
+def dirty(rounds: int) -> None:
+    total, least = meminfo("CmaTotal"), meminfo("CmaFree")
+    done = 0
+    for _ in range(rounds):
+        done += 1
+        held = []
+        while meminfo("MemAvailable") - (CHUNK >> 10) > RESERVE_KB:
+            held.append(take())
+            least = min(least, meminfo("CmaFree"))
+        for chunk in held:
+            chunk.close()
+        if least * 50 < total:
+            break
+    say(rounds=done, cma_total_kb=total, least_free_kb=least, cma_free_kb=meminfo("CmaFree"))
+
+
+def area() -> tuple[int, int]:
+    """The first and the one past the last page frame of the default area, from the boot log."""
+    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    while True:
+        try:
+            record = os.read(log, 8192).decode(errors="replace")
+        except BlockingIOError:
+            sys.exit("the boot log tells of no CMA area")
+        match = re.search(r"cma: Reserved (\d+) MiB at (0x[0-9a-f]+)", record)
+        if match:
+            base = int(match[2], 16)
+            return base // PAGE, (base + (int(match[1]) << 20)) // PAGE
+
+
+def frames(chunk: mmap.mmap) -> tuple[int, list[int]]:
+    """The chunk's address, and the page frame of each of its pages (0: not there)."""
+    view = ctypes.c_char.from_buffer(chunk)
+    address = ctypes.addressof(view)
+    del view
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+        pagemap.seek(address // PAGE * 8)
+        entries = struct.unpack(f"<{CHUNK // PAGE}Q", pagemap.read(CHUNK // PAGE * 8))
+    return address, [entry & PFN_MASK if entry & PRESENT else 0 for entry in entries]
+
+
+class IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def pin(every: int) -> None:
+    first, last = area()
+    step = every // PAGE
+    chosen: dict[int, int] = {}  # which part of the area -> address of a page of ours in it
+    held = take_until(RESERVE_KB)
+    for chunk in held:
+        address, numbers = frames(chunk)
+        for index, frame in enumerate(numbers):
+            if first <= frame < last:
+                chosen.setdefault((frame - first) // step, address + index * PAGE)
+    out, into = os.pipe()
+    # A pipe holds one page a slot; root may go beyond fs.pipe-max-size.
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, max(len(chosen), 1) * PAGE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    pinned = 0
+    for page in chosen.values():
+        vector = IoVec(page, PAGE)
+        if libc.vmsplice(into, ctypes.byref(vector), ctypes.c_ulong(1), ctypes.c_uint(0)) == PAGE:
+            pinned += 1
+    for chunk in held:
+        chunk.close()
+    say(pinned=pinned, parts=-(-(last - first) // step), pid=os.getpid())
+    time.sleep(HOLD_SECONDS)
+    os.close(out)
+
+
+def fill(leave: int) -> None:
+    Path("/proc/self/oom_score_adj").write_text("-1000")
+    held = take_until(leave >> 10)
+    say(taken_kb=len(held) * CHUNK >> 10, available_kb=meminfo("MemAvailable"), pid=os.getpid())
+    time.sleep(HOLD_SECONDS)
+
+
+def main(words: list[str]) -> None:
+    {"dirty": dirty, "pin": pin, "fill": fill}[words[0]](int(words[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
