@@ -155,7 +155,7 @@ def test_it_stops_at_its_deadline_and_leaves_nothing(host: Host, agent: Agent) -
 
 def test_derived_files_take_no_sources_place(host: Host, agent: Agent) -> None:
     """Two newest kernels and initrds stay, as without derived files; of those only this session's."""
-    kernels = [Path(stage(agent, f"kernel{number}".encode(), "kernel")) for number in range(2)]
+    kernels = [Path(stage(agent, f"kernel{number}".encode(), "kernel")) for number in range(3)]
     initrds = [Path(stage(agent, f"initrd{number}".encode(), "initrd")) for number in range(2)]
     derived = [
         Path(agent.ask("derive", claim(), **recipe(kernels[0], 4096 * more))["path"]) for more in range(1, 5)
@@ -165,15 +165,15 @@ def test_derived_files_take_no_sources_place(host: Host, agent: Agent) -> None:
     assert same["path"] == str(kernels[1])
     for number, path in enumerate([*kernels, *initrds, *derived]):
         os.utime(path, (1000.0 + number, 1000.0 + number))
-    stage(agent, kernels[0].read_bytes(), "kernel")
+    stage(agent, initrds[0].read_bytes(), "initrd")
     assert all(path.exists() for path in [*kernels, *initrds, *derived])
     (artifacts(host) / "derived.partial").write_bytes(b"left by an agent that was killed")
     agent.end()
     later = host.agent()
     later.ask("claim", claim(18))
     new = Path(later.ask("derive", claim(18), **recipe(kernels[0], 9))["path"])
-    assert files_in(host) == {path.name for path in [*kernels, *initrds, new]}
-    # Only the newest two kernels stay, the new one among them; the derived one is this session's own.
+    # The source is this session's now, though it was the oldest; beside it the newest one stays.
+    assert files_in(host) == {path.name for path in [kernels[0], kernels[2], *initrds, new]}
     third = Path(stage(later, b"kernel2", "kernel", 18))
     assert files_in(host) == {path.name for path in [kernels[0], *initrds, new, third]}
 

@@ -151,6 +151,7 @@ def test_before_linux_4_11_kcore_names_no_physical_address(host: Host) -> None:
         (None, "No such file"),
         (b"", "no 64-bit ELF core"),
         (b"\x7fELF\x01\x01".ljust(64, b"\0"), "no 64-bit ELF core"),
+        (core([]), "names no physical addresses"),
         (core([])[:80], "names no physical addresses"),
         (core([(BASE, bytes(4096))])[:-100], "kcore ends at"),
     ],
