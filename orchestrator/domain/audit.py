@@ -59,7 +59,7 @@ def audit(
             f"{unknown}; but this load cannot use CMA, and what is copied is aligned, cleared and checked"
         )
         return _verdict(found, Strength.ARITHMETIC, "", reason)
-    unknown = _other_image(placement, facts, header)
+    unknown = _other_image(placement, facts, header) if possible else ""
     found += _misaligned(placement, facts, header)
     found += _reserved(placement, facts)
     found += _stray_dma(placement, facts)

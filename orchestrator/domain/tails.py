@@ -156,7 +156,7 @@ def _no_digest(facts: HostFacts, exposed: list[Segment]) -> Hazard:
 
 
 def _unreadable(unread: list[tuple[Segment, str]], rehearsal: Rehearsal | None, facts: HostFacts) -> Hazard:
-    what = ", ".join(f"the {one.role}'s {missing}" for one, missing in unread)
+    what = ", ".join(f"{missing} of the {one.role}" for one, missing in unread)
     why = "no rehearsal was made" if rehearsal is None else rehearsal.why_not or "the host gave no reason"
     return Hazard(
         kind=HazardKind.UNREADABLE,
