@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, quote_plus
 
+from orchestrator.domain.consoletext import CONTROL
 from orchestrator.domain.errors import PowerFailed
 from orchestrator.domain.power import Secret
 from workers.power.base import STEP
@@ -23,12 +24,6 @@ from workers.power.base import STEP
 _MOST_BYTES = 64 * 1024
 _OTHERS = stat.S_IRWXO
 _HIDDEN = "[secret]"
-
-# ECMA-48 control sequences, operating-system commands, and what is left of control characters.
-_CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
-    r"|[\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
-)
 
 
 def read_secrets(host: str, secrets: Mapping[str, Secret], environment: Mapping[str, str]) -> dict[str, str]:
@@ -95,7 +90,7 @@ class Redactor:
     def line(self, text: str, most: int = 300) -> str:
         """`text` as one clean line of at most `most` characters, without secrets."""
         # Before and after cleaning: colours may stand inside a secret, and a secret may hold what is cleaned.
-        clean = self._hide(_CONTROL.sub("", self._hide(text).replace("\t", " ")))
+        clean = self._hide(CONTROL.sub("", self._hide(text).replace("\t", " ")))
         shown = "".join(letter if letter.isprintable() else "?" for letter in clean).strip()
         return shown if len(shown) <= most else shown[: most - 3] + "..."
 
