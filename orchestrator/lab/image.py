@@ -174,6 +174,8 @@ def _write_ours(tree: Path) -> None:
         _place(tree / "etc/systemd/system" / name, text.encode(), 0o644)
     # /etc/fstab stays empty: the initramfs has mounted the root, read-write.
     _place(tree / "etc/fstab", b"", 0o644)
+    # The mini init runs what is executable in here at boot; the host agent's boot guard is put here.
+    (tree / "etc/kexec-fleet/boot.d").mkdir(parents=True)
     for folder in tree.rglob("*"):
         if folder.is_dir():
             folder.chmod(0o755)

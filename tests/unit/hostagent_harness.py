@@ -29,7 +29,7 @@ BOOT = "11111111-2222-3333-4444-555555555555"
 OTHER_BOOT = "99999999-2222-3333-4444-555555555555"
 
 _ENTRY = '''
-import errno, json, os, time
+import errno, json, os, struct, time
 from workers.hostagent.environment import Environment
 from workers.hostagent.kexec import Kernel
 from workers.hostagent.main import serve
@@ -85,6 +85,25 @@ class Recorder(Kernel):
         self.note("sync")
         time.sleep(self.behaviour("sync_seconds", 0.0))
 
+    def open_device(self, path):
+        if self.behaviour("device_errno"):
+            raise OSError(self.behaviour("device_errno"), "refused")
+        return os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def ioctl(self, descriptor, request, data):
+        """A watchdog that takes timeouts up to `most_timeout`; its file gathers the keepalives."""
+        number = request & 0xff
+        if number == 0:
+            return struct.pack("=II32s", 0x8180, 0, self.behaviour("identity", "i6300ESB timer").encode())
+        if number == 6:
+            wanted = struct.unpack("=i", data)[0]
+            if wanted > self.behaviour("most_timeout", 2046):
+                raise OSError(errno.EINVAL, "refused")
+            with open(ROOT + "/timeout", "w") as handle:
+                handle.write(str(wanted))
+        with open(ROOT + "/timeout") as handle:
+            return struct.pack("=i", int(handle.read()))
+
     def is_root(self):
         return self.behaviour("root", True)
 
@@ -95,6 +114,7 @@ class Recorder(Kernel):
 environment = Environment(Recorder(), ROOT)
 environment.systemctl = ROOT + "/systemctl"
 environment.busctl = ROOT + "/busctl"
+environment.bootctl = ROOT + "/bootctl"
 environment.systemd_inhibit = ROOT + "/systemd-inhibit"
 serve(environment, AGENT)
 '''

@@ -11,6 +11,7 @@ $b mount -t sysfs sysfs /sys
 root=/dev/vda
 init=mini
 ramoops=
+watchdog=
 fault=
 ours=
 for word in $($b cat /proc/cmdline); do
@@ -19,6 +20,7 @@ for word in $($b cat /proc/cmdline); do
         kexec_fleet_lab.init=*) init=${word#*=} ;;
         # busybox's insmod does not read /proc/cmdline, modprobe would.
         ramoops.*) ramoops="$ramoops ${word#ramoops.}" ;;
+        watchdog.*) watchdog="$watchdog ${word#watchdog.}" ;;
         # Faults that a scenario asked for. They come on the new kernel's command line, beside the attempt's nonce:
         # the firmware's boot has neither and must stay good.
         kexec_fleet_lab.fault=*) fault=${word#*=} ;;
@@ -40,6 +42,7 @@ while read -r module; do
         /modules/ramoops.ko | /modules/reed_solomon.ko) [ -n "$ramoops" ] || continue ;;
     esac
     [ "$module" != /modules/ramoops.ko ] || options=$ramoops
+    [ "$module" != /modules/watchdog.ko ] || options=$watchdog
     $b insmod "$module" $options || say "could not load $module"
 done < /modules/order
 

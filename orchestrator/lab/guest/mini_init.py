@@ -24,6 +24,7 @@ MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup", "rw"),
     ("debugfs", "/sys/kernel/debug", "rw"),
 )
+BOOT_PROGRAMS = Path("/etc/kexec-fleet/boot.d")  # the host agent's boot guard is put here
 SERVICES = {
     "sshd": ["/usr/sbin/sshd", "-D", "-e"],
     "service": ["/usr/bin/python3", "-I", HERE + "service_reply.py"],
@@ -54,6 +55,7 @@ def prepare() -> None:
     for kind, where, options in MOUNTS:
         Path(where).mkdir(parents=True, exist_ok=True)
         call("/bin/mount", "-t", kind, "-o", options, kind, where)
+    start_boot_programs()  # before the network: a dead one must not keep them from running
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     socket.sethostname(Path("/etc/hostname").read_text().strip())
     call("/bin/sh", HERE + "net-up.sh")
@@ -71,6 +73,16 @@ def start(name: str) -> int:
             SERVICES[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=unblock
         )
     return child.pid
+
+
+def start_boot_programs() -> None:
+    """Each runs beside everything else; main reaps it."""
+    for program in sorted(BOOT_PROGRAMS.glob("*")):
+        if os.access(program, os.X_OK) and program.is_file():
+            try:
+                subprocess.Popen([program], stdin=subprocess.DEVNULL, preexec_fn=unblock)
+            except OSError as error:
+                say(f"{program}: {error}")
 
 
 def reap() -> set[int]:
