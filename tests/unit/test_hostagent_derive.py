@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.hostagent_harness import Agent, Host, bzimage, claim, host_in, load_args, sha256
+from tests.unit.hostagent_harness import Agent, Host, bzimage, claim, host_in, load_args, sha256, until
 from workers.hostagent import derive as module
 from workers.hostagent.derive import derive
 from workers.hostagent.environment import Environment
@@ -40,7 +40,8 @@ def artifacts(host: Host) -> Path:
 
 
 def files_in(host: Host) -> set[str]:
-    return {path.name for path in artifacts(host).iterdir()} - {"index.json"}
+    found = artifacts(host).iterdir() if artifacts(host).exists() else ()
+    return {path.name for path in found} - {"index.json"}
 
 
 def stage(agent: Agent, data: bytes, name: str, fence: int = 17) -> str:
@@ -153,6 +154,15 @@ def test_it_stops_at_its_deadline_and_leaves_nothing(host: Host, agent: Agent) -
     assert agent.ask("status")["phase"] == "claimed"
 
 
+def test_a_lost_session_ends_it_and_what_is_loaded(host: Host, agent: Agent) -> None:
+    agent.load(host, claim())
+    agent.begin("derive", claim(), **recipe(host.kernel, 2 << 30))
+    until(lambda: "derived.partial" in files_in(host), "the derived file's beginning")
+    assert agent.end() == 0
+    assert files_in(host) == set()
+    until(lambda: not host.loaded(), "the unload")
+
+
 def test_derived_files_take_no_sources_place(host: Host, agent: Agent) -> None:
     """Two newest kernels and initrds stay, as without derived files; of those only this session's."""
     kernels = [Path(stage(agent, f"kernel{number}".encode(), "kernel")) for number in range(3)]
@@ -216,7 +226,7 @@ def test_a_symbolic_link_is_never_followed(host: Host, agent: Agent) -> None:
 def test_what_is_no_recipe_is_refused(host: Host, agent: Agent, wrong: dict[str, Any]) -> None:
     error = agent.refused("derive", claim(), **{**recipe(host.kernel, 1 << 20), **wrong})
     assert error["code"] == "bad_request", error
-    assert not artifacts(host).exists() or files_in(host) == set()
+    assert files_in(host) == set()
 
 
 def test_it_wants_a_claim_and_a_source(host: Host, agent: Agent) -> None:
@@ -243,7 +253,7 @@ class Direct:
     def ask(self, source: bytes, size: int, **more: Any) -> dict[str, Any]:
         self.source.write_bytes(source)
         args = recipe(self.source, size, expect=sha256(source), **more)
-        return derive(self.staging, Request({"op": "derive", "args": args}))
+        return derive(self.staging, Request({"op": "derive", "args": args}), lambda: None)
 
 
 @pytest.fixture(scope="module")

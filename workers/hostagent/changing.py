@@ -107,7 +107,7 @@ class Changing(object):
 
     def _hung_up(self) -> None:
         if self._channel.has_ended():
-            raise SessionEnded("the channel ended while a keeper was waited for")
+            raise SessionEnded("the channel ended while something was waited for")
 
     def _keeper(self) -> Optional[KeeperLink]:
         self.notice_keeper()
@@ -212,7 +212,7 @@ class Changing(object):
         return self._staging.chunk(self._channel, *args, deadline=request.deadline)
 
     def _derive(self, request: Request, _claim: Claim) -> Dict[str, Any]:
-        return derive.derive(self._staging, request)
+        return derive.derive(self._staging, request, self._hung_up)
 
     def _guarded_chunk(self, request: Request) -> Dict[str, Any]:
         """The raw bytes follow whatever the answer is: a refused chunk's are taken off the channel unread."""

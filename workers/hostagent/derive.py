@@ -3,10 +3,9 @@
 import hashlib
 import os
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from workers.hostagent import files
-from workers.hostagent.deadline import Deadline
 from workers.hostagent.errors import AgentError
 from workers.hostagent.protocol import Request
 from workers.hostagent.staging import KINDS, Staging
@@ -28,21 +27,27 @@ class _Recipe(NamedTuple):
     name: str
 
 
-def derive(staging: Staging, request: Request) -> Dict[str, Any]:
+def derive(staging: Staging, request: Request, still_wanted: Callable[[], None]) -> Dict[str, Any]:
     """-> {"path", "sha256", "size", "seconds"}. Raises AgentError `bad_request`, `no_file`, `hash_mismatch`,
-    `disk_full`, `io_error`, `deadline`; nothing new is left behind then.
+    `disk_full`, `io_error`, `deadline`, and what `still_wanted` raises: what is loaded meanwhile must not
+    outlive a lost session for long. Nothing new is left behind then.
 
     The source is hashed as it is copied, so what is derived comes from the bytes that were expected.
     """
     recipe = _parse(request)
     start = time.monotonic()
+
+    def go_on() -> None:
+        request.deadline.check("deriving a file")
+        still_wanted()
+
     staging.protect(recipe.source)
     source = files.open_regular(recipe.source)
     partial = ""
     try:
         take = _taken(recipe, os.fstat(source).st_size)
         partial = staging.unfinished(recipe.size)
-        sha256 = _write(partial, source, take, recipe, request.deadline)
+        sha256 = _write(partial, source, take, recipe, go_on)
         path = staging.finished(sha256, recipe.name)
         partial = ""
     except OSError as error:
@@ -67,20 +72,20 @@ def _taken(recipe: _Recipe, have: int) -> int:
     return take
 
 
-def _write(path: str, source: int, take: int, recipe: _Recipe, deadline: Deadline) -> str:
+def _write(path: str, source: int, take: int, recipe: _Recipe, go_on: Callable[[], None]) -> str:
     """Writes and syncs the derived file. -> its SHA-256."""
     original, derived = hashlib.sha256(), hashlib.sha256()
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     target = os.open(path, flags, 0o600)
     try:
         for at in range(0, recipe.size, _CHUNK):
-            deadline.check("deriving a file")
+            go_on()
             piece = _read(source, at, min(_CHUNK, take - at)) if at < take else b""
             original.update(piece)
             piece = _patched(piece.ljust(min(_CHUNK, recipe.size - at), b"\0"), at, recipe.patches)
             derived.update(piece)
             files.write_all(target, piece)
-        _verify(source, take, original, recipe, deadline)
+        _verify(source, take, original, recipe, go_on)
         os.fsync(target)
     finally:
         os.close(target)
@@ -105,13 +110,13 @@ def _patched(piece: bytes, at: int, patches: List[Tuple[int, bytes]]) -> bytes:
     return piece
 
 
-def _verify(source: int, take: int, original: Any, recipe: _Recipe, deadline: Deadline) -> None:
+def _verify(source: int, take: int, original: Any, recipe: _Recipe, go_on: Callable[[], None]) -> None:
     """Hashes what was not taken, too. Raises AgentError `hash_mismatch`."""
     if recipe.expect is None:
         return
     at = take
     while True:
-        deadline.check("deriving a file")
+        go_on()
         block = os.pread(source, _CHUNK, at)
         if not block:
             break
