@@ -35,6 +35,8 @@ _OWN_ERRORS = frozenset(
 # A loop that looks at a probe this long after its time was over cannot say that no answer had come. Seconds.
 _BLIND_S = 0.25
 _MOST_BYTES = 1024
+# How long one answer is waited for where only its being there counts, and the pause after it. Seconds.
+_LISTEN_S = 5.0
 
 
 def now() -> Instant:
@@ -100,6 +102,27 @@ async def ask(target: Target, place: Place, timeout_s: float) -> Outcome:
         return Outcome(sent, now(), how, os.strerror(error.errno) if error.errno else str(error))
     how = Ended.ANSWERED if answered else Ended.FAILED
     return Outcome(sent, now(), how, "" if answered else "the connection was closed without an answer")
+
+
+def answers_within(host: Host, seconds: float) -> bool:
+    """Whether the host answers on the network once in that time; asked from a thread without a loop."""
+
+    async def listen() -> bool:
+        target = Target.of(host)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            try:
+                place = await asyncio.wait_for(look_up(target), left)
+            except (OSError, TimeoutError):
+                return False  # its name cannot be looked up: nobody can answer
+            outcome = await ask(target, place, min(left, _LISTEN_S))
+            if outcome.how is Ended.ANSWERED:
+                return True
+            # sshd (OpenSSH 9.8) penalises those who connect and leave; once in this time it tolerates.
+            await asyncio.sleep(min(max(until - time.monotonic(), 0.0), _LISTEN_S))
+        return False
+
+    return asyncio.run(listen())
 
 
 async def _exchange(target: Target, place: Place) -> bool:

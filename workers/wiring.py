@@ -8,8 +8,11 @@ from functools import partial
 from orchestrator.journal.store import Journal
 from workers.agentbundle import bundle
 from workers.connection.ssh import SshConnector
+from workers.console import console_of
 from workers.drive.context import Tools, never
 from workers.outage import OutageProber
+from workers.power.wiring import power_driver
+from workers.probes import answers_within
 
 PROBE_INTERVAL_SECONDS = 0.1
 """The outage's resolution: ten answers a second are no load even for an emulated host."""
@@ -21,6 +24,9 @@ def make_tools(journal: Journal, stopping: Callable[[], bool] = never) -> Tools:
         journal=journal,
         connector=SshConnector(),
         bundle=bundle(),
+        answers=answers_within,
+        power=power_driver,
+        console=console_of,
         make_prober=partial(OutageProber, interval_s=PROBE_INTERVAL_SECONDS),
         stopping=stopping,
     )

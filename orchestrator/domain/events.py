@@ -24,7 +24,7 @@ class EventKind(StrEnum):
 
     PHASE = "phase"  # phase, reason
     FACTS = "facts"  # summary (kept in the record), raw facts and collected data: the host before the attempt
-    ATTEMPT_STARTED = "attempt_started"  # nonce, fence, boot_id, path, flags, reason
+    ATTEMPT_STARTED = "attempt_started"  # nonce, fence, boot_id, path, flags, reason, level, risk
     STAGED = "staged"
     AUDITED = "audited"  # one load (of maybe several): placement, rehearsal, hazards, the repair it was
     LOADED = "loaded"  # the load's answer and the placement
@@ -63,6 +63,8 @@ class AttemptRecord(Value):
     path: str
     flags: int
     reason: str = ""
+    level: str = "normal"  # of the checks: CheckLevel
+    risk: str = ""  # what the path exposes the image to
     started_at: float = 0.0
     ended_at: float | None = None
     cmdline: str | None = None

@@ -21,7 +21,7 @@ KEXEC_FILE_NO_CMA = 0x10
 BLAMELESS = frozenset({Outcome.NEVER_LEFT, Outcome.INTERRUPTED, Outcome.CANCELLED})
 """Outcomes that say nothing against the kernel or its placement: they force nothing."""
 
-UNCOUNTED = frozenset({Outcome.INTERRUPTED, Outcome.CANCELLED})
+UNCOUNTED = frozenset({Outcome.INTERRUPTED, Outcome.CANCELLED, Outcome.AUDIT_REFUSED})
 """Outcomes that do not use up one of the playbook's attempts: the host was never told to jump."""
 
 MAX_UNCOUNTED = 5
@@ -35,6 +35,23 @@ class LoadPath(StrEnum):
     CMA = "cma"  # the flag is not set, and the image may lie in CMA
     NO_CMA = "no_cma"  # KEXEC_FILE_NO_CMA is set
     PLAIN = "plain"  # the flag is not set: this kernel, or this host, has no CMA to place in
+
+
+class CheckLevel(StrEnum):
+    """How hard the boot is checked."""
+
+    NORMAL = "normal"
+    RAISED = "raised"  # the initrd is kept in memory (retain_initrd), so that its bytes can be compared
+
+
+RISKS = {
+    LoadPath.CMA: "where all segments lie in CMA a kernel may store no digest: then the rehearsal before the "
+    "jump and the checks after it are the only witnesses",
+    LoadPath.NO_CMA: "outside CMA the image lies where stray DMA of the old kernel can reach it, until it "
+    "runs",
+    LoadPath.PLAIN: "",
+}
+"""What each path exposes the image to (kernel_kexec and kexec_calculate_store_digests, Linux 7.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +70,16 @@ class Load:
     path: LoadPath
     flags: int
     reason: str
+
+    @property
+    def risk(self) -> str:
+        """What this path exposes the image to; empty for the way that every kernel has always gone."""
+        return RISKS[self.path]
+
+    @property
+    def level(self) -> CheckLevel:
+        """How hard a boot of this load is to be checked."""
+        return CheckLevel.RAISED if self.risk else CheckLevel.NORMAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +117,11 @@ def _stop(attempts: Sequence[PastAttempt], limit: int, after_failure: AfterFailu
         return Look(reason="an attempt is lost: whether the host jumped is not known")
     if any(attempt.outcome is Outcome.BOOTED for attempt in attempts):
         return GiveUp(reason="the host has booted the target already")
+    if attempts and attempts[-1].outcome is Outcome.AUDIT_REFUSED and attempts[-1].path is not LoadPath.CMA:
+        return GiveUp(
+            reason="the image is hazardous also outside CMA",
+            hint="`host doctor` shows where it would lie; it takes another kernel, initrd or memory map",
+        )
     counted = [attempt for attempt in attempts if attempt.outcome not in UNCOUNTED]
     if counted and after_failure is AfterFailure.STOP:
         return GiveUp(reason=f"the attempt ended {counted[-1].outcome}, and the playbook says stop")

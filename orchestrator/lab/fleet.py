@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -264,7 +265,8 @@ class LabFleet:
             )
         write_atomically(self.paths.known_hosts, "".join(known).encode())
         target = InventoryTarget(Path(state.target.image), Path(state.target.initrd), state.target.release)
-        text = inventory_text(self.name, self.paths.key, target, hosts)
+        program = str(Path(sys.executable).parent / "kexec-fleet")
+        text = inventory_text(self.name, self.paths.key, target, hosts, program)
         write_atomically(self.paths.inventory, text.encode())
         if elsewhere is None:
             return self.paths.inventory

@@ -44,7 +44,10 @@ def field_text(value: object) -> str:
     return scalar(str(value).replace("${", "$${"))
 
 
-def inventory_text(lab: str, key: Path, target: InventoryTarget, hosts: Sequence[InventoryHost]) -> str:
+def inventory_text(
+    lab: str, key: Path, target: InventoryTarget, hosts: Sequence[InventoryHost], program: str = "kexec-fleet"
+) -> str:
+    """The file's text. `program`: the kexec-fleet command by its full path, for playbooks that call it."""
     names = ", ".join(scalar(host.name) for host in hosts)
     lines = [
         "# written by `kexec-fleet lab up`",
@@ -52,6 +55,8 @@ def inventory_text(lab: str, key: Path, target: InventoryTarget, hosts: Sequence
         f"  lab_target_image: {scalar(target.image)}",
         f"  lab_target_initrd: {scalar(target.initrd)}",
         f"  lab_target_release: {scalar(target.release)}",
+        f"  lab_name: {scalar(lab)}",
+        f"  lab_program: {scalar(program)}",
         f"defaults: {{user: root, key: {scalar(key)}, sudo: false}}",
         "groups:",
         f"  lab: {{hosts: [{names}]}}",

@@ -62,7 +62,17 @@ def attempt_summary(attempt: AttemptRecord) -> dict[str, Any]:
         "errno": attempt.errno,
         "bytes_total": placement.get("bytes_total"),
         "bytes_in_cma": placement.get("bytes_in_cma"),
+        "bytes_to_copy": placement.get("bytes_to_copy"),
+        "bytes_to_hash": placement.get("bytes_to_hash"),
         "kernel_misaligned": placement.get("kernel_misaligned"),
+        "repair": loaded.get("repair"),
+        "audits": [_audit_summary(audit) for audit in attempt.audits],
+        "check_level": attempt.level,
+        "risk": attempt.risk,
+        "power": list(attempt.power),
+        "evidence": attempt.evidence,
+        "stage_of_death": (attempt.evidence or {}).get("stage"),
+        "finalised": attempt.finalised,
         "placement": placement or None,
         "outcome": str(attempt.outcome) if attempt.outcome else None,
         "message": attempt.message,
@@ -70,6 +80,19 @@ def attempt_summary(attempt: AttemptRecord) -> dict[str, Any]:
         "host_state": attempt.host_state,
         "measured": attempt.measured,
         "checks": list(attempt.checks),
+    }
+
+
+def _audit_summary(audited: Mapping[str, Any]) -> dict[str, Any]:
+    """One load of an attempt as it was judged; its placement stays in the journal."""
+    placement = audited.get("placement") or {}
+    kept = ("bytes_total", "bytes_in_cma", "bytes_to_copy", "bytes_to_hash", "kernel_misaligned")
+    return {
+        "number": audited.get("number"),
+        "when": audited.get("when"),
+        "repair": audited.get("repair"),
+        **{name: placement.get(name) for name in kept},
+        **(audited.get("audit") or {}),
     }
 
 
@@ -88,8 +111,19 @@ def verdict(attempt: AttemptRecord | None) -> str | None:
 
 
 def ladder_text(host: HostRecord) -> str:
-    """What was tried, in order: "cma: fell_back → no_cma: booted"."""
-    return " → ".join(f"{a.path}: {a.outcome or '…'}" for a in host.attempts) or "–"
+    """What was tried, in order: "cma: fell_back → no_cma: booted", "cma, repaired (spacer): booted"."""
+    return " → ".join(f"{a.path}{_repaired(a)}: {a.outcome or '…'}" for a in host.attempts) or "–"
+
+
+def _repaired(attempt: AttemptRecord) -> str:
+    """How the image that was jumped to had been repaired; empty where it had not been."""
+    repair = (attempt.loaded or {}).get("repair")
+    if not repair:
+        return ""
+    spacers = repair.get("spacers", 0)
+    how = ["spacer" if spacers == 1 else f"{spacers} spacers"] if spacers else []
+    how += ["padding"] if repair.get("padded") else []
+    return f", repaired ({' and '.join(how)})"
 
 
 def figure_text(measured: Mapping[str, Any] | None, name: str) -> str:

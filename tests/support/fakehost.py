@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.errors import HostLost, HostRefused, HostUnreachable
+from tests.support import fakeplacement
 from tests.support.images import RELEASE, bzimage
 from workers.agentanswers import (
     AgentStatus,
@@ -24,8 +25,10 @@ from workers.agentanswers import (
     Shutdown,
 )
 from workers.agentanswers import FileMatch as Match
+from workers.agentimages import Derived
 from workers.deadline import Deadline
 from workers.outage import OutageRecord
+from workers.power.base import PowerResult
 
 TARGET = RELEASE
 OLD = "6.12.0-old"
@@ -52,8 +55,20 @@ class FakeHost:
     jumps: list[str] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     flags: list[int] = field(default_factory=list)
+    misaligned: bool = False  # what a load into an empty CMA area is
+    spacer_refused: bool = False
+    readbacks: list[dict[str, Any]] = field(default_factory=list)  # what memory holds instead of the image
+    derived: list[dict[str, Any]] = field(default_factory=list)
+    default: str = "old"
+    guards: list[str] = field(default_factory=list)
+    watchdogs: list[float | None] = field(default_factory=list)
+    powered: list[str] = field(default_factory=list)
+    answers_network: bool = False
+    on_cycle: Callable[[FakeHost], None] = lambda host: host.firmware_boot()
     breaks_at: dict[str, HostLost | HostRefused] = field(default_factory=dict)
     wrong_after_boot: bool = False
+    sizes: dict[str, int] = field(default_factory=dict)  # of derived files, bytes
+    holds_spacer: bool = False
 
     @property
     def boot_id(self) -> str:
@@ -106,7 +121,7 @@ class FakeHost:
             "machine": "x86_64",
             "cmdline": self.cmdline,
             "flags": {"no_cma": self.knows_no_cma, "debug": True},
-            "cma": {"areas": {"reserved": {"total_pages": 98304, "available_pages": 98304}}},
+            "cma": {**fakeplacement.counters(0), "boot_log": [fakeplacement.RESERVED_LINE]},
             "page_size": 4096,
         }
 
@@ -116,9 +131,6 @@ class FakeHost:
 
     def clock(self, deadline: Deadline) -> dict[str, Any]:
         return {"counter": None, "pairs": []}
-
-    def status(self, deadline: Deadline) -> AgentStatus:
-        return AgentStatus(self.boot_id, "idle", 0, None, False, STEADY, {}, self.jump_errno, {})
 
     def claim(self, claim: Claim, deadline: Deadline) -> ClaimAnswer:
         if self.refuse_claim:
@@ -136,21 +148,81 @@ class FakeHost:
     def load(self, claim: Claim, **words: Any) -> LoadAnswer:
         self._step("load")
         self.flags.append(words["flags"])
-        answer = self.loads.pop(0) if self.loads else load_answer("loaded")
+        answer = self.loads.pop(0) if self.loads else self._placed(words)
         if isinstance(answer, HostRefused):
             raise answer
         self.loaded = words["cmdline"] if answer.state == "loaded" else None
+        self.holds_spacer = self.loaded is not None and words["initrd"] is None
         return answer
+
+    def _placed(self, words: dict[str, Any]) -> LoadAnswer | HostRefused:
+        """As the kernel places: at an odd MiB where the area is empty, behind a spacer at an even one."""
+        spacer = words["initrd"] is None
+        if spacer and self.spacer_refused:
+            return load_answer("refused", 12)
+        odd = self.misaligned and not self.holds_spacer
+        at = fakeplacement.AREA + (1 if odd or spacer else 2) * fakeplacement.MIB
+        if words["flags"] & fakeplacement.NO_CMA:
+            at = 0x7C200000
+        size = self.sizes.get(words["kernel"], 1 << 20)
+        initrd = 0 if spacer else self.sizes.get(words["initrd"], 1 << 20)
+        memsz = fakeplacement.MIB if spacer else fakeplacement.INIT_SIZE
+        return fakeplacement.loaded(words["flags"], at, size, initrd, memsz)
+
+    def readback(self, segments: Any, deadline: Deadline) -> dict[str, Any]:
+        self._step("readback")
+        changes = self.readbacks.pop(0) if self.readbacks else {}
+        return fakeplacement.read_back(segments, **changes)
+
+    def derive(self, claim: Claim, **words: Any) -> Derived:
+        self._step("derive")
+        self.derived.append(words)
+        path = f"/derived/{len(self.derived)}"
+        self.sizes[path] = words["size"]
+        return Derived(path, f"{len(self.derived):064d}", words["size"], 0.1)
+
+    def evidence(self, nonce: str, deadline: Deadline) -> dict[str, Any]:
+        return {"log": ["6,1,1,-;the old kernel's last words"], "pstore": [], "why_not": ""}
+
+    def guard_install(self, claim: Claim, seconds: float, deadline: Deadline) -> dict[str, Any]:
+        self.guards.append(f"install {claim.nonce} {seconds:g}")
+        return {"installed": True, "detail": ""}
+
+    def guard_confirm(self, claim: Claim, deadline: Deadline) -> dict[str, Any]:
+        self.guards.append(f"confirm {claim.nonce}")
+        return {"removed": []}
+
+    def boot_default_set(self, claim: Claim, **words: Any) -> dict[str, Any]:
+        self._step("boot_default_set")
+        before, self.default = self.default, words["release"]
+        return {"method": words["method"], "before": before, "after": self.default, "detail": ""}
+
+    # -- power
+
+    def cycle(self, deadline: Deadline) -> PowerResult:
+        self.powered.append("cycle")
+        if (error := self.breaks_at.pop("power", None)) is not None:
+            raise error
+        self.on_cycle(self)
+        self.reachable = True
+        return PowerResult("fake", "reset")
+
+    def status(self, deadline: Deadline) -> Any:
+        return AgentStatus(self.boot_id, "idle", 0, None, False, STEADY, {}, self.jump_errno, {})
 
     def load_wait(self, claim: Claim, deadline: Deadline) -> LoadAnswer:
         return self.loads.pop(0)  # type: ignore[return-value]
 
     def unload(self, claim: Claim, deadline: Deadline) -> dict[str, Any]:
         self.loaded = None
-        return {}
+        self.holds_spacer = False
+        return {"cma_after": fakeplacement.counters(0)}
 
-    def arm(self, claim: Claim, method: str, lead: float, deadline: Deadline) -> ArmAnswer:
+    def arm(
+        self, claim: Claim, method: str, lead: float, deadline: Deadline, *, watchdog: float | None = None
+    ) -> ArmAnswer:
         self._step("arm")
+        self.watchdogs.append(watchdog)
         return ArmAnswer("direct", 100, None, lead, {"method": "direct", "counter": None, "appointment": 100})
 
     def go(self, claim: Claim, appointment: int, deadline: Deadline) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from orchestrator.domain.policy import CmaPolicy
 from orchestrator.domain.rollout import Outcome, Phase
 from orchestrator.journal.spec import RolloutSpec
 from orchestrator.journal.store import Journal
+from tests.support import fakeplacement
 from tests.support.fakehost import FakeHost, FakeProber, load_answer, nonces
 from workers.agentanswers import Shutdown
 from workers.agentbundle import AgentBundle
-from workers.drive import attempt, reach, settle, verify
+from workers.drive import place, reach, settle, verify
 from workers.drive.context import Tools
 from workers.drive.drive import drive_host
 
@@ -33,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "BETWEEN_SESSIONS", 0.0)
     monkeypatch.setattr(reach, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(reach.AgentClient, "start", lambda connection, *rest: connection)
-    monkeypatch.setattr(attempt, "STILL_LOADING_FACTOR", 2)
+    monkeypatch.setattr(place, "STILL_LOADING_FACTOR", 2)
 
 
 class Drives:
@@ -42,6 +43,7 @@ class Drives:
     def __init__(self, journal: Journal, host: FakeHost, **playbook: object) -> None:
         self.journal, self.host = journal, host
         self.stop = False
+        self.has_power = False
         image = HostImage(image="/boot/vmlinuz", initrd="/boot/initrd")
         settings = {"name": "p", "kernel": Kernel(on_host=image), "deadlines": SHORT, **playbook}
         hosts = {host.name: Host(name=host.name, address="192.0.2.1")}
@@ -54,20 +56,25 @@ class Drives:
             connector=self.host,  # type: ignore[arg-type]
             bundle=AgentBundle(b"", ""),
             make_prober=FakeProber,  # type: ignore[arg-type]
+            answers=lambda host, seconds: self.host.answers_network,
+            power=lambda host: self.host if self.has_power else None,  # type: ignore[arg-type]
+            console=lambda host: None,
             stopping=lambda: self.stop,
-            new_nonce=nonces() if not self.journal_nonces() else self.next_nonces(),
+            new_nonce=self.next_nonces(),
         )
         assert drive_host(tools, self.rollout, self.host.name)
         return self.record
 
-    def journal_nonces(self) -> list[str]:
-        return [a.nonce for a in self.record.attempts]
-
     def next_nonces(self) -> Callable[[], str]:
         make = nonces()
-        for _ in self.journal_nonces():
+        for _ in range(self._used()):
             make()
         return make
+
+    def _used(self) -> int:
+        """Attempts in the journal, of whatever rollout: no nonce is ever used twice."""
+        journal = self.journal
+        return sum(len(h.attempts) for r in journal.rollouts() for h in journal.hosts(r.id))
 
     @property
     def record(self) -> HostRecord:
@@ -239,7 +246,7 @@ def test_go_that_comes_too_late_is_armed_again_and_told_once(journal: Journal) -
 def test_somebody_elses_reboot_blames_no_kernel(journal: Journal) -> None:
     host = FakeHost()
 
-    def rebooted(*_: object) -> None:
+    def rebooted(*_: object, **__: object) -> None:
         host.firmware_boot()
         raise HostLost("web1", "arm", "gone")
 
@@ -296,7 +303,7 @@ def test_stopping_before_the_jump_leaves_a_pending_host(journal: Journal) -> Non
     def stop(claim: object, **words: object) -> object:
         drives.stop = True
         host.loaded = "x"
-        return load_answer("loaded")
+        return fakeplacement.loaded(8, fakeplacement.AREA + 2 * fakeplacement.MIB, 1 << 20, 1 << 20)
 
     host.load = stop  # type: ignore[method-assign,assignment]
     record = drives.run()

@@ -41,7 +41,9 @@ class OrderlyHost(FakeHost):
                 raise LoginRefused(self.name, "connect", "the system is going down", hint="")
         return super().connect(host, deadline)
 
-    def arm(self, claim: Claim, method: str, lead: float, deadline: Deadline) -> ArmAnswer:
+    def arm(
+        self, claim: Claim, method: str, lead: float, deadline: Deadline, *, watchdog: float | None = None
+    ) -> ArmAnswer:
         raw = {"method": method, "counter": "tsc", "appointment": 100, "pairs": []}
         return ArmAnswer(method, 100, "tsc", lead, raw)
 

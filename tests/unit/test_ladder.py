@@ -15,6 +15,7 @@ from orchestrator.domain.ladder import (
     KEXEC_FILE_NO_CMA,
     MAX_UNCOUNTED,
     UNCOUNTED,
+    CheckLevel,
     GiveUp,
     Load,
     LoadPath,
@@ -226,3 +227,27 @@ def test_a_host_is_never_loaded_for_ever(
     counted = [attempt for attempt in history if attempt.outcome not in UNCOUNTED]
     assert len(counted) <= (1 if after_failure is AfterFailure.STOP else limit)
     assert len(history) - len(counted) <= MAX_UNCOUNTED
+
+
+def test_a_refused_audit_costs_no_attempt_and_forces_no_cma() -> None:
+    answer = step(WITH_CMA, attempts=[past(LoadPath.CMA, Outcome.AUDIT_REFUSED)], limit=1)
+    assert isinstance(answer, Load) and answer.path is LoadPath.NO_CMA
+
+
+@pytest.mark.parametrize("path", [LoadPath.NO_CMA, LoadPath.PLAIN])
+def test_an_image_that_is_hazardous_outside_cma_too_is_given_up(path: LoadPath) -> None:
+    answer = step(WITH_CMA, attempts=[past(path, Outcome.AUDIT_REFUSED)])
+    assert isinstance(answer, GiveUp) and "outside CMA" in answer.reason
+
+
+def test_every_way_but_the_plain_one_raises_the_checks_and_says_what_is_at_risk() -> None:
+    levels = {
+        answer.path: answer.level
+        for facts, policy in ((WITH_CMA, CmaPolicy.PREFER), (WITH_CMA, CmaPolicy.NEVER), (OLD, CmaPolicy.PREFER))
+        if isinstance(answer := step(facts, policy), Load)
+    }
+    assert levels == {
+        LoadPath.CMA: CheckLevel.RAISED,
+        LoadPath.NO_CMA: CheckLevel.RAISED,
+        LoadPath.PLAIN: CheckLevel.NORMAL,
+    }

@@ -18,7 +18,9 @@ from orchestrator.journal.store import Journal
 from workers.agent import Claim
 from workers.agentbundle import AgentBundle
 from workers.connection.base import Connector
+from workers.console import ConsoleTail
 from workers.outage import OutageProber
+from workers.power.base import PowerDriver
 
 
 def never() -> bool:
@@ -34,12 +36,19 @@ class Tools:
     connector: Connector
     bundle: AgentBundle
     make_prober: Callable[[Host], OutageProber]
+    answers: Callable[[Host, float], bool]
+    power: Callable[[Host], PowerDriver | None]
+    console: Callable[[Host], ConsoleTail | None]
     stopping: Callable[[], bool] = never
     new_nonce: Callable[[], str] = field(default=lambda: secrets.token_hex(16))
 
 
 class Stopped(Exception):
     """We were asked to stop; the host is left in a state that a resume can take up."""
+
+
+class AttemptOver(Exception):
+    """The attempt ended before the jump; its end is in the journal already."""
 
 
 class HostDrive:

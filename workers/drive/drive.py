@@ -26,7 +26,8 @@ from orchestrator.domain.selector import Match, Selector
 from orchestrator.journal.leases import LEASE_SECONDS
 from workers.deadline import Deadline
 from workers.drive import attempt as attempt_steps
-from workers.drive.context import HostDrive, Stopped, Tools, describe
+from workers.drive.conclude import rejected_text, rejection, remember_rejection
+from workers.drive.context import AttemptOver, HostDrive, Stopped, Tools, describe
 from workers.drive.reach import Session, reach
 from workers.drive.settle import Dark, settle
 from workers.drive.verify import collect, verify
@@ -131,9 +132,12 @@ def _attempt(drive: HostDrive) -> None:
                 return
             attempt = attempt_steps.start(drive, session, step)
             dark.prober = drive.tools.make_prober(drive.host)
-            dark.told_at = attempt_steps.run_to_jump(drive, session, facts, attempt, dark.prober)
+            dark.console = drive.tools.console(drive.host)
+            if dark.console is not None:
+                dark.console.mark()
+            dark.told_at = attempt_steps.run_to_jump(drive, session, facts, step, attempt, dark.prober)
         _look(drive, dark)
-    except attempt_steps.AttemptOver:
+    except AttemptOver:
         return
     except HostError as error:
         _after_error(drive, error, dark)
@@ -197,6 +201,7 @@ def _decide(drive: HostDrive, facts: HostFacts) -> Load | None:
         case Load():
             return step
         case GiveUp():
+            remember_rejection(drive)
             last = drive.record.attempts[-1].message if drive.record.attempts else ""
             drive.to_phase(Phase.FAILED, f"{step.reason}{': ' + last if last else ''}", step.hint)
         case Look():
@@ -209,7 +214,10 @@ def _why_skip(drive: HostDrive, facts: HostFacts) -> str:
     for selector in (drive.spec.playbook.hosts, drive.spec.limit or ALL):
         if Selector.parse(selector).matches(drive.host, selector_facts(facts)) is not Match.YES:
             return f"not selected by `{selector}` now that its facts are known"
-    return "" if drive.spec.playbook.even_if_current else _current(drive, facts)
+    if not drive.spec.playbook.even_if_current and (why := _current(drive, facts)):
+        return why
+    found = rejection(drive)
+    return rejected_text(found) if found else ""
 
 
 def _current(drive: HostDrive, facts: HostFacts) -> str:

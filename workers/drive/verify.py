@@ -13,10 +13,12 @@ from orchestrator.domain.downtime import JumpStamp, Measurement
 from orchestrator.domain.errors import HostError
 from orchestrator.domain.events import AttemptRecord, EventKind
 from orchestrator.domain.facts import parse_facts
+from orchestrator.domain.policy import FinaliseMethod
 from orchestrator.domain.rollout import Outcome, Phase
 from workers.deadline import Deadline
-from workers.drive.attempt import NO_HOOK
+from workers.drive.conclude import accept, finalise
 from workers.drive.context import HostDrive, describe
+from workers.drive.jump import NO_HOOK
 from workers.drive.reach import Session, open_session, pause
 from workers.drive.settle import Dark
 
@@ -47,7 +49,8 @@ def verify(drive: HostDrive, session: Session, dark: Dark) -> None:
     sessions = _fresh_sessions(drive, session.boot_id, deadline)
     results = _judge(drive, attempt, raw, collected, sessions)
     drive.write((EventKind.CHECKED, {"checks": [result.as_dict() for result in results]}))
-    _conclude(drive, results)
+    _confirm(drive, attempt)
+    _conclude(drive, results, attempt)
 
 
 def collect(drive: HostDrive, session: Session, deadline: Deadline) -> dict[str, Any]:
@@ -138,7 +141,8 @@ def _judge(
             release=staged.get("release"),
             build_id=staged.get("build_id"),
             version=(staged.get("header") or {}).get("version"),
-            initrd_sha256=staged.get("initrd_sha256"),
+            # As it was loaded: a repair may have padded it.
+            initrd_sha256=(attempt.loaded or {}).get("initrd_sha256") or staged.get("initrd_sha256"),
             log_ignore=drive.spec.playbook.checks.log_ignore,
         ),
         skip=drive.spec.playbook.checks.skip,
@@ -159,8 +163,22 @@ def _event_data(drive: HostDrive, kind: EventKind, attempt: int) -> dict[str, An
     return found[-1] if found else {}
 
 
-def _conclude(drive: HostDrive, results: list[CheckResult]) -> None:
-    verdict = overall(results)
+def _confirm(drive: HostDrive, attempt: AttemptRecord) -> None:
+    """Tell the boot guard that we are here, whatever the checks said: from now on it is us who decide."""
+    if drive.spec.playbook.recovery.guard is None:
+        return
+    deadline = Deadline.after(drive.spec.playbook.deadlines.verify)
+    try:
+        with open_session(drive, deadline) as session:
+            claim = drive.claim(attempt, session.boot_id)
+            session.agent.claim(claim, deadline)
+            session.agent.guard_confirm(claim, deadline)
+    except HostError as error:
+        drive.note(f"the boot guard could not be told: the host will reboot: {describe(error)}")
+
+
+def _conclude(drive: HostDrive, results: list[CheckResult], attempt: AttemptRecord) -> None:
+    playbook, verdict = drive.spec.playbook, overall(results)
     if verdict is Verdict.FAIL:
         failed = "; ".join(f"{r.name}: {r.evidence}" for r in results if r.verdict is Verdict.FAIL)
         drive.end_attempt(
@@ -173,4 +191,19 @@ def _conclude(drive: HostDrive, results: list[CheckResult]) -> None:
     unsure = [r.name for r in results if r.verdict is Verdict.INCONCLUSIVE]
     text = f"inconclusive: {', '.join(unsure)}" if unsure else "every check passed"
     drive.to_phase(Phase.VERIFIED, text)
+    if unsure:
+        # A human decides first what becomes of this kernel: the old one stays the default.
+        stays = "" if playbook.finalise.method is FinaliseMethod.NONE else "; the boot loader's default stays"
+        drive.end_attempt(Outcome.BOOTED, Phase.DONE, f"on the target; {text}{stays}")
+        return
+    accept(drive)
+    why_not = finalise(drive, _event_data(drive, EventKind.STAGED, attempt.number))
+    if why_not:
+        drive.end_attempt(
+            Outcome.BOOTED,
+            Phase.FAILED,
+            f"on the target; {text}; but it is not the boot loader's default: {why_not}",
+            hint="the host runs the target and is sound; set its default by hand",
+        )
+        return
     drive.end_attempt(Outcome.BOOTED, Phase.DONE, f"on the target; {text}")

@@ -1,0 +1,66 @@
+"""A command of the user's own on this machine, about one host; no shell reads its words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from orchestrator.domain.errors import HostRefused
+from workers.deadline import Deadline
+
+_REAP_S = 5.0  # a killed process in an uninterruptible sleep may never go
+_MOST = 300  # characters of its last words
+
+
+def run_local(
+    host: str, step: str, argv: Sequence[str], environment: Mapping[str, str], deadline: Deadline
+) -> str:
+    """The last line that the command wrote to stdout.
+
+    `environment` is added to ours. Raises HostRefused where it cannot be started, does not end before the
+    deadline (its process group is killed) or ends with another status than 0.
+    """
+
+    def refused(code: str, message: str) -> HostRefused:
+        return HostRefused(host, step, f"{argv[0]}: {message}", hint="run it by hand", code=code)
+
+    try:
+        process = subprocess.Popen(
+            argv,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise refused("no_command", f"cannot be started: {error}") from error
+    with process:
+        try:
+            out, err = process.communicate(timeout=max(deadline.left(), 0.1))
+        except subprocess.TimeoutExpired:
+            raise refused("deadline", "did not end before its deadline, and was killed") from None
+        finally:
+            if process.returncode is None:
+                _kill(process)
+    if process.returncode != 0:
+        last = _last_line(err) or "it wrote nothing to stderr"
+        raise refused("exit_status", f"ended with status {process.returncode}: {last}")
+    return _last_line(out)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return "".join(letter for letter in lines[-1] if letter.isprintable())[:_MOST] if lines else ""
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=_REAP_S)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
