@@ -93,6 +93,7 @@ check_test_packages() {
   need "tests: reads the shell scripts" shellcheck have shellcheck
   need "tests: a second reader of the lab's initramfs" cpio have cpio
   need "tests: the lab's disk image without root" fakeroot have fakeroot
+  need "tests: the boot loader's own tools" grub2-common have grub-set-default
 }
 
 install_packages() {

@@ -40,7 +40,7 @@ def holders(host: Host, pid: int) -> bool:
     """Whether the process has the device open."""
     try:
         names = list(Path(f"/proc/{pid}/fd").iterdir())
-        return any(os.readlink(name) == str(device(host)) for name in names)
+        return any(name.readlink() == device(host) for name in names)
     except OSError:
         return False
 
