@@ -111,7 +111,7 @@ def test_all_that_holds_is_no_difference() -> None:
              "message": ["fine"], "record": {"placement.bytes_total": 8}, "stage": "network"}
         ],
     }  # fmt: skip
-    assert differences(then, seen(attempt(stage="network"))) == ()
+    assert differences(then, seen(attempt(stage_of_death="network"))) == ()
 
 
 @pytest.mark.parametrize(

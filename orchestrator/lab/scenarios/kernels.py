@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orchestrator.domain.errors import InputError, LabError
+from orchestrator.domain.errors import LabError
 from orchestrator.lab import progress as say
 from orchestrator.lab.kernels import KernelStore, LabKernel
 from orchestrator.lab.plan import candidates_of, default_fleet, default_target
 from orchestrator.lab.scenarios.spec import KernelChoice
+
+
+class NoSuchKernel(LabError):
+    """The archive has no kernel of that ability: what asks for one cannot be shown here."""
 
 
 @dataclass
@@ -23,7 +27,10 @@ class Kernels:
     _known: dict[str, tuple[str, LabKernel]] = field(default_factory=dict)
 
     def of(self, wanted: str) -> tuple[str, LabKernel]:
-        """What a scenario's `vm.kernel` means: (as the lab takes it, the kernel). Raises InputError."""
+        """What a scenario's `vm.kernel` means: (as the lab takes it, the kernel).
+
+        Raises NoSuchKernel for an ability that none has, InputError for a version or file that is not there.
+        """
         if wanted == KernelChoice.SOURCE:
             return self.source_spec, self.source
         if wanted not in self._known:
@@ -37,7 +44,7 @@ class Kernels:
         pick = candidates.newest if wanted == KernelChoice.FLAG else candidates.oldest
         found = pick(lambda item: item.kernel.capabilities.role == wanted)
         if found is None:
-            raise InputError(
+            raise NoSuchKernel(
                 f"no available kernel has the role {wanted!r}", hint="see `kexec-fleet lab kernels`"
             )
         return found.kernel.release, found.kernel

@@ -9,8 +9,6 @@ from typing import Any
 from orchestrator.domain.facts import parse_facts
 from orchestrator.lab.scenarios.spec import InCma
 
-STAGE_KEYS = ("stage", "stage_of_death", "died_in")
-
 
 @dataclass(frozen=True)
 class ObservedAttempt:
@@ -62,7 +60,7 @@ def observe_attempt(record: Mapping[str, Any], digest_stored: bool | None) -> Ob
         in_cma=_in_cma(record),
         kernel_misaligned=record.get("kernel_misaligned"),
         digest_stored=digest_stored,
-        stage=next((str(record[key]) for key in STAGE_KEYS if record.get(key)), None),
+        stage=record.get("stage_of_death"),
         message=str(record.get("message") or ""),
         record=record,
     )

@@ -84,6 +84,8 @@ class OneScenario:
         result = replace(result, kernel=self.kernel.release, target=fleet.target.release)
         steps = self.scenario.steps
         for number, step in enumerate(steps, 1):
+            if self.stop.is_set():
+                raise LabError("interrupted")
             if number > 1:
                 self._boot_again(fleet)
             name = step.name or (f"run {number}" if len(steps) > 1 else "")

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.domain.errors import KexecFleetError, LabError
+from orchestrator.domain.errors import LabError
 from orchestrator.lab import progress as say
 from orchestrator.lab.agree import read_available_memory
 from orchestrator.lab.fleet import LabFleet
 from orchestrator.lab.scenarios import expect
-from orchestrator.lab.scenarios.kernels import Kernels
+from orchestrator.lab.scenarios.kernels import Kernels, NoSuchKernel
 from orchestrator.lab.scenarios.onerun import OneScenario, dump_scenario
 from orchestrator.lab.scenarios.result import ScenarioResult, Verdict
 from orchestrator.lab.scenarios.spec import Scenario
@@ -115,7 +115,7 @@ class Runner:
         needs = scenario.needs
         try:
             spec, kernel = self.kernels.of(str(scenario.vm.kernel))
-        except KexecFleetError as error:
+        except NoSuchKernel as error:
             return ScenarioResult(name=scenario.name, verdict=Verdict.NOT_APPLICABLE, why=str(error))
         able = kernel.capabilities
         why = expect.why_not_applicable(

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from orchestrator.domain.errors import InputError
-from orchestrator.domain.rollout import Phase
+from orchestrator.domain.ladder import LoadPath
+from orchestrator.domain.rollout import Outcome, Phase
 from orchestrator.domain.values import Invalid, Seconds, Text, Value, Words
 from orchestrator.lab.scenarios.faultspec import FaultSpec, NoFault, ScribbleFault
 from orchestrator.lab.spec import InitKind, parse_cma, parse_memory, parse_size
@@ -122,7 +123,7 @@ class AttemptObserved(Value):
     in_cma: Annotated[tuple[InCma, ...] | None, BeforeValidator(_one_or_many)] = None
     kernel_misaligned: bool | None = None
     digest_stored: bool | None = None  # purgatory in the guest's RAM holds the kernel segment's place
-    path: Text | None = None
+    path: LoadPath | None = None
 
 
 class When(Value):
@@ -139,8 +140,8 @@ class When(Value):
 class AttemptExpected(Value):
     """What one attempt must have come to. Unset: anything."""
 
-    path: Text | None = None
-    outcome: Annotated[tuple[Text, ...] | None, BeforeValidator(_one_or_many)] = None
+    path: LoadPath | None = None
+    outcome: Annotated[tuple[Outcome, ...] | None, BeforeValidator(_one_or_many)] = None
     stage: Annotated[tuple[Text, ...] | None, BeforeValidator(_one_or_many)] = None  # of death
     in_cma: Annotated[tuple[InCma, ...] | None, BeforeValidator(_one_or_many)] = None
     kernel_misaligned: bool | None = None
