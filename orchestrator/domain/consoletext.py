@@ -35,8 +35,25 @@ def clean(line: str, most: int = MOST_IN_LINE) -> str:
 
 def lines_of(text: str) -> list[str]:
     """The lines that say something, clean and without the time that the console's keeper put before them."""
-    if len(text) > MOST_CHARACTERS:
-        half = MOST_CHARACTERS // 2
-        text = f"{text[:half]}\n{LEFT_OUT}\n{text[-half:]}"
-    lines = (clean(_STAMP.sub("", line.strip("\0\r"))) for line in re.split(r"\r*\n|\r", text))
-    return [line for line in lines if line.strip()]
+    # Each line is cut before all of them are: one endless line must not push the others out.
+    lines = [line[: 4 * MOST_IN_LINE] for line in re.split(r"\r*\n|\r", text)]
+    clean_lines = (clean(_STAMP.sub("", line.strip("\0"))) for line in _bounded(lines))
+    return [line for line in clean_lines if line.strip()]
+
+
+def _bounded(lines: list[str]) -> list[str]:
+    """At most MOST_CHARACTERS of lines: the first and the last ones, and a line between them that says so."""
+    if sum(map(len, lines)) + len(lines) <= MOST_CHARACTERS:
+        return lines
+    head, tail = _fitting(lines), _fitting(lines[::-1])
+    return [*lines[:head], LEFT_OUT, *lines[len(lines) - tail :]]
+
+
+def _fitting(lines: list[str]) -> int:
+    """How many of the first lines fit into half of what may be kept."""
+    left = MOST_CHARACTERS // 2
+    for count, line in enumerate(lines):
+        left -= len(line) + 1
+        if left < 0:
+            return count
+    return len(lines)
