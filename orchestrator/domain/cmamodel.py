@@ -142,6 +142,14 @@ def _first_fit(area: Area, segment: Wanted, busy: Sequence[Span]) -> Span | None
     return None
 
 
+def _without(span: Span, hole: Span) -> tuple[Span, ...]:
+    """What is left of a span beside the hole."""
+    if not span.meets(hole):
+        return (span,)
+    parts = (Span(span.start, hole.start), Span(hole.end, span.end))
+    return tuple(part for part in parts if part.start < part.end)
+
+
 def learn(area: Area, wanted: Sequence[Wanted], seen: Sequence[Span | None], held: Sequence[Span]) -> Area:
     """The area as it must be for a load to have gone where it was seen to go; `seen` None: not in the area.
 
@@ -152,7 +160,7 @@ def learn(area: Area, wanted: Sequence[Wanted], seen: Sequence[Span | None], hel
     for segment, span in zip(wanted, seen, strict=True):
         if span is None:
             continue
-        area = replace(area, taken=tuple(one for one in area.taken if not one.meets(span)))
+        area = replace(area, taken=tuple(rest for one in area.taken for rest in _without(one, span)))
         while True:
             busy = [*area.taken, *held, *own]
             lower = _first_fit(area, segment, busy)

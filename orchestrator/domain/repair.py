@@ -2,8 +2,8 @@
 
 Two means (run on stock 7.2.12, the spacer on 7.3.4 too). The spacer: the kernel places a new image while the
 old one still holds its pages, so a small image loaded first shifts the real one onto its alignment. Padding:
-zeros appended to a file until its segment has no tail. A third follows from them: the pages where a small
-segment will lie are first covered by the zeros of an image that is unloaded again.
+zeros appended to a file until its segment has no tail. A third follows from them (from the source, not run):
+the pages where a tail will lie are first covered by the zeros of an image that is unloaded again.
 
 Every repair begins with nothing loaded. Of its spacers each replaces the one before, after it was placed.
 """
@@ -31,7 +31,15 @@ from orchestrator.domain.facts import HostFacts
 from orchestrator.domain.hazards import Audit, AuditVerdict, HazardKind, Weight
 from orchestrator.domain.placement import Placement, Role
 from orchestrator.domain.raw import optional_int
-from orchestrator.domain.spacers import SMALLEST_PAGE, Job, arrangements, needed_area, padding, washed
+from orchestrator.domain.spacers import (
+    SMALLEST_PAGE,
+    Job,
+    arrangements,
+    needed_area,
+    padding,
+    targets,
+    washed,
+)
 from orchestrator.domain.spacers import Derived as Derived
 from orchestrator.domain.spacers import Spacer as Spacer
 
@@ -113,12 +121,6 @@ def plan_repair(
         return refused
     job = _job(tries, facts, header, kernel_size, initrd_size, signed_only)
     stale = {role for one in tries for role in _stale_roles(one)}
-    if signed_only and Role.KERNEL in stale:
-        return NoRepair(
-            reason="the kernel's tail is stale, padding breaks the image's signature, and this host loads "
-            "signed kernels only",
-            hint="boot this host with init_on_alloc=1, or load without CMA",
-        )
     others = stale - {Role.KERNEL, Role.INITRD, Role.BOOT_PARAMETERS}
     if others:
         return NoRepair(reason=f"no repair is known for a stale tail of: {', '.join(sorted(others))}")
@@ -129,7 +131,8 @@ def plan_repair(
             hint="the boot log's line `cma: Reserved ...` tells it",
         )
     tried = [one.repair for one in tries if one.repair is not None]
-    for repair in _candidates(area, job, stale):
+    feared = stale | _feared(tries[-1], facts)
+    for repair in (*_candidates(area, job, feared), *_candidates(area, job, stale)):
         if not any(repair.same_as(other) for other in [Repair(), *tried]):
             return repair
     return _none_left(area, job, facts, len(tried))
@@ -161,6 +164,17 @@ def _stale_roles(one: Try) -> set[Role]:
     stale = one.audit.of(HazardKind.STALE_TAIL, Weight.CORRUPTS)
     indexes = {index for hazard in stale for index in hazard.segments}
     return {segment.role for segment in one.placement.segments if segment.index in indexes}
+
+
+def _feared(last: Try, facts: HostFacts) -> set[Role]:
+    """Tails that the next load may find stale though this one's were clean: over what our own loads wrote.
+
+    A shifted kernel's tail lies where the image before it had its initrd. No matter where pages are cleared
+    when they are handed out, or where no digest is stored.
+    """
+    if facts.init_on_alloc is True or last.audit.of(HazardKind.NO_DIGEST):
+        return set()
+    return {Role.KERNEL, Role.INITRD}
 
 
 def _job(
@@ -242,8 +256,10 @@ def _seen(wanted: Sequence[Wanted], placement: Placement) -> tuple[Span | None, 
 def _candidates(area: Area, job: Job, stale: set[Role]) -> Iterator[Repair]:
     """Repairs that the model finds sound, cheapest first."""
     kernel, initrd = padding(job, stale)
-    wash = Role.BOOT_PARAMETERS in stale
-    for spacers in arrangements(job, wash):
+    wash = {Role.BOOT_PARAMETERS} & stale
+    if job.signed_only:
+        wash |= {Role.KERNEL} & stale
+    for spacers in arrangements(job, bool(wash)):
         held: tuple[Span, ...] = ()
         for spacer in spacers:
             placed = place(area, job.spacer(spacer), () if spacer.alone else held)
@@ -252,12 +268,11 @@ def _candidates(area: Area, job: Job, stale: set[Role]) -> Iterator[Repair]:
         address = _aligned_kernel(image, job)
         if address is None or any(one.span is None for one in image):
             continue
-        if not wash:
-            yield _repair(spacers, kernel, initrd, address, wash)
-            continue
-        washing = washed(area, job, spacers, image)
+        washing: tuple[Spacer, ...] | None = spacers
+        if wash:
+            washing = washed(area, job, spacers, targets(job, wash, image))
         if washing is not None:
-            yield _repair(washing, kernel, initrd, address, wash)
+            yield _repair(washing, kernel, initrd, address, sorted(wash))
 
 
 def _aligned_kernel(placed: Sequence[Placed], job: Job) -> int | None:
@@ -267,7 +282,11 @@ def _aligned_kernel(placed: Sequence[Placed], job: Job) -> int | None:
 
 
 def _repair(
-    spacers: tuple[Spacer, ...], kernel: Derived | None, initrd: Derived | None, address: int, wash: bool
+    spacers: tuple[Spacer, ...],
+    kernel: Derived | None,
+    initrd: Derived | None,
+    address: int,
+    wash: list[Role],
 ) -> Repair:
     kinds = (
         *(("spacer",) if spacers else ()),
@@ -281,7 +300,7 @@ def _repair(
         padded = " and ".join([one.role for one in (kernel, initrd) if one is not None])
         what.append(f"zeros behind the {padded} leave no tail")
     if wash:
-        what.append("zeros are loaded first where the boot parameters will lie")
+        what.append(f"zeros are loaded first where the tail of the {' and the '.join(wash)} will lie")
     return Repair(
         spacers=spacers,
         kernel=kernel,

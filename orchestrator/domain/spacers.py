@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.domain.bootimage import BootHeader
-from orchestrator.domain.cmamodel import MIB, Area, Placed, Wanted, image_segments, place, round_up
+from orchestrator.domain.cmamodel import MIB, Area, Placed, Span, Wanted, image_segments, place, round_up
 from orchestrator.domain.facts import HostFacts
 from orchestrator.domain.placement import Role
 
@@ -84,9 +84,9 @@ class Job:
 
 
 def padding(job: Job, stale: set[Role]) -> tuple[Derived | None, Derived | None]:
-    """Files without tails for those roles whose tail was stale."""
+    """Files without tails for those roles; not the kernel's where its signature must hold."""
     kernel = initrd = None
-    if Role.KERNEL in stale:
+    if Role.KERNEL in stale and not job.signed_only:
         size = job.header.setup_size + round_up(job.header.init_size, job.page_size)
         kernel = Derived(role="kernel", take=None, size=size) if size > job.kernel_size else None
     if Role.INITRD in stale:
@@ -121,23 +121,50 @@ def tiny_spacer(header: BootHeader, memory: int) -> Spacer:
     return Spacer(kernel=kernel, with_initrd=False, memory=memory)
 
 
+def targets(job: Job, wash: set[Role], image: Sequence[Placed]) -> tuple[Span, ...]:
+    """The pages of the placed image that must hold zeros before it is loaded: the tails of those roles."""
+    bodies = {Role.KERNEL: job.kernel_size - job.header.setup_size}
+    found = []
+    for one in image:
+        if one.role in wash and one.span is not None:
+            body = max(bodies.get(one.role, 0), 0) // job.page_size * job.page_size
+            found.append(Span(one.span.start + body, one.span.end))
+    return tuple(span for span in found if span.start < span.end)
+
+
 def washed(
-    area: Area, job: Job, spacers: tuple[Spacer, ...], image: Sequence[Placed]
+    area: Area, job: Job, spacers: tuple[Spacer, ...], wanted: Sequence[Span]
 ) -> tuple[Spacer, ...] | None:
-    """The spacers with one before them whose initrd of zeros covers where the boot parameters will lie."""
-    target = next((one.span for one in image if one.role is Role.BOOT_PARAMETERS), None)
-    if target is None:
-        return None
+    """The spacers with loads before them whose initrds of zeros cover what is wanted; None: there are none.
+
+    Each washer is unloaded again, and what it wrote stays: pages are cleared when they are handed out, if at
+    all (post_alloc_hook, mm/page_alloc.c, Linux 7.2), never when they come back.
+    """
+    washers: list[Spacer] = []
+    for target in wanted:
+        washer = _washer(area, job, target, wanted)
+        if washer is None:
+            return None
+        if washer not in washers:
+            washers.append(washer)
+    alone = [replace(washer, alone=number > 0) for number, washer in enumerate(washers)]
+    return (*alone, *(replace(spacer, alone=number == 0) for number, spacer in enumerate(spacers)))
+
+
+def _washer(area: Area, job: Job, target: Span, keep: Sequence[Span]) -> Spacer | None:
+    """The smallest load whose zeros cover `target` while nothing else of it touches `keep`."""
     base = tiny_spacer(job.header, MIB)
     if job.signed_only:
         base = Spacer(kernel=None, with_initrd=False, memory=round_up(job.header.init_size, job.page_size))
-    for pages in _WASH_PAGES:
-        zeros = Derived(role="initrd", take=0, size=pages * job.page_size)
-        washer = replace(base, with_initrd=True, initrd=zeros)
+    rest = range(16 * MIB, area.size, 16 * MIB)
+    for size in (*(pages * job.page_size for pages in _WASH_PAGES), *rest):
+        washer = replace(base, with_initrd=True, initrd=Derived(role="initrd", take=0, size=size))
         placed = place(area, job.spacer(washer))
-        covers = next(one.span for one in placed if one.role is Role.INITRD)
-        if covers is not None and covers.start <= target.start and target.end <= covers.end:
-            return (washer, replace(spacers[0], alone=True), *spacers[1:])
+        zeros = next(one.span for one in placed if one.role is Role.INITRD)
+        others = [one.span for one in placed if one.role is not Role.INITRD and one.span is not None]
+        covers = zeros is not None and zeros.start <= target.start and target.end <= zeros.end
+        if covers and not any(other.meets(span) for other in others for span in keep):
+            return washer
     return None
 
 
