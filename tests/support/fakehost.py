@@ -147,6 +147,7 @@ class FakeHost:
 
     def load(self, claim: Claim, **words: Any) -> LoadAnswer:
         self._step("load")
+        assert not words["flags"] & ~0x18, "as the agent does: DEBUG and NO_CMA, nothing else"
         self.flags.append(words["flags"])
         answer = self.loads.pop(0) if self.loads else self._placed(words)
         if isinstance(answer, HostRefused):

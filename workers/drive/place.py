@@ -26,9 +26,6 @@ from workers.drive.bench import Bench
 from workers.drive.repairfiles import repaired, spacer_files
 from workers.drive.target import Target
 
-NO_INITRAMFS = 0x4
-"""KEXEC_FILE_NO_INITRAMFS, include/uapi/linux/kexec.h."""
-
 STILL_LOADING_FACTOR = 5
 """A load past its deadline is waited for this many deadlines more: killing it leaks CMA until a reboot."""
 
@@ -283,7 +280,7 @@ class Placer:
             kernel=target.kernel,
             initrd=target.initrd,
             cmdline=self.line,
-            flags=self.step.flags | (0 if target.initrd else NO_INITRAMFS),
+            flags=self.step.flags,
             expect={"kernel": target.kernel_sha256, "initrd": target.initrd_sha256},
             hold=self.hold,
             deadline=Deadline.after(wait),
