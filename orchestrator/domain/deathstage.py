@@ -87,8 +87,9 @@ _SWITCHED = re.compile(
 _SYSTEMD = re.compile(r"systemd\[1\]: systemd .* running in system mode")
 _SYSTEMD_IN_INITRD = re.compile(r"systemd\[1\]: Running in (?:initrd|initial RAM disk)")
 _UP = re.compile(
-    r"kexec-fleet-lab: mini init is up|(?:^|\s)\S+ login: ?$|Reached target .*(?:[Mm]ulti-[Uu]ser|[Gg]raphical)"
-    r"|Started .*(?:[Ss]ecure [Ss]hell|OpenSSH)|Server listening on "
+    r"kexec-fleet-lab: mini init is up|(?:^|\s)\S+ login: ?$"
+    r"|Reached target .*(?:[Mm]ulti-[Uu]ser|[Gg]raphical)|Started .*(?:[Ss]ecure [Ss]hell|OpenSSH)"
+    r"|Server listening on "
 )
 _EMERGENCY = re.compile(r"You are in (?:emergency|rescue) mode|Reached target .*(?:Emergency|Rescue) ")
 _LEFT = re.compile(

@@ -61,6 +61,13 @@ class Machine:
         self.execute("query-status")  # events come in order: whatever happened before is heard by now
         return self._events.count("RESET")
 
+    def wait_for_shutdowns(self, count: int) -> None:
+        """Until the guest has switched itself off so often: it has run that often."""
+        with self._news:
+            assert self._news.wait_for(lambda: self._events.count("SHUTDOWN") >= count, _START_S), (
+                "it never ran"
+            )
+
     @property
     def status(self) -> str:
         answer = self.execute("query-status")

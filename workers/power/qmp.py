@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient
 
 from orchestrator.domain.errors import PowerFailed
 from orchestrator.domain.power import QmpPower
@@ -33,6 +34,7 @@ _BUSY = frozenset(("inmigrate", "postmigrate", "finish-migrate", "restore-vm", "
 _OFF = frozenset(("shutdown", "prelaunch"))
 _ON = frozenset((_RUNNING, "paused", "suspended", "watchdog", "guest-panicked", "io-error", "debug"))
 _EVENT_S = 10.0
+_RETRY_S = 0.05
 _CLOSE_S = 5.0
 
 _T = TypeVar("_T")
@@ -77,7 +79,8 @@ class QmpDriver:
             raise self._not_connected(error.exc) from None
         except OSError as error:
             raise self._not_connected(error) from None
-        except (QMPError, EOFError) as error:
+        except Exception as error:
+            # The library's own errors, and its AssertionError, ValueError and others from what is no QEMU.
             message = f"QEMU's monitor broke off: {error or 'it hung up'}"
             raise self._failed("no_monitor", message, "is QEMU still running?") from None
 
@@ -91,10 +94,29 @@ class QmpDriver:
                 await _close(client)
 
     async def _connect(self, client: QMPClient) -> None:
-        """Through the folder's descriptor: a socket's address holds 107 bytes (unix(7))."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await self._reach(connection)
+            await client.connect(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _reach(self, connection: socket.socket) -> None:
+        """Through the folder's descriptor: a socket's address holds 107 bytes (unix(7)).
+
+        Where QEMU's queue is full connect(2) says EAGAIN, after which nothing tells when to try again;
+        asyncio takes that for "in progress" and fails.
+        """
+        connection.setblocking(False)
         folder = os.open(self._socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            await client.connect(f"/proc/self/fd/{folder}/{self._socket.name}")
+            while True:
+                try:
+                    connection.connect(f"/proc/self/fd/{folder}/{self._socket.name}")
+                    return
+                except BlockingIOError:
+                    await asyncio.sleep(_RETRY_S)
         finally:
             os.close(folder)
 
@@ -105,7 +127,7 @@ class QmpDriver:
             message, hint = "nobody listens on the monitor socket", "QEMU has ended: start the machine"
         elif isinstance(error, EOFError):
             message, hint = "QEMU hung up before it said a word", "is QEMU still running?"
-        elif isinstance(error, OSError):
+        elif isinstance(error, OSError):  # an address that is too long has no errno
             message, hint = f"the monitor socket: {error.strerror or error}", "may we write to it?"
         else:
             message = f"this is no QMP monitor: {Redactor(()).line(str(error))}"
