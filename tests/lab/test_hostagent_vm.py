@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ DEADLINE = 180.0  # of one request, in an emulated guest on a busy machine
 PAGE = 4096
 NO_CMA = 0x10
 SEGMENT = re.compile(r"segment\[\d+\]: buf=0x\w+ bufsz=0x\w+ mem=0x(\w+) memsz=0x(\w+)")
+PLACED = re.compile(r"segment\[(\d+)\]: buf=0x\w+ bufsz=0x(\w+) mem=0x(\w+) memsz=0x(\w+)")
+ALIGNMENT = 2 << 20  # what a bzImage asks for (header offset 0x230)
 HEAD = re.compile(r"kexec_file_load: type:0, start:0x\w+ head:0x(\w+)")
 
 
@@ -97,6 +100,22 @@ class Guest:
         assert answer["ok"] and answer["result"]["state"] == "loaded", answer
         return answer["result"]
 
+    def readback(self, agent: Agent, placed: list[dict[str, int]], **files: str) -> list[dict[str, Any]]:
+        """The four segments of a load as memory holds them, beside the staged files or others."""
+        setup = (Path(self.fleet.target.image).read_bytes()[0x1F1] + 1) * 512
+        kernel, initrd = ({**self.paths, **files}[kind] for kind in ("kernel", "initrd"))
+        body = int(self.call(f"stat -c %s {kernel}")) - setup
+        named = [
+            {"search": [struct.pack("<QQ", placed[2]["address"], placed[2]["memsz"]).hex()]},
+            {},
+            {"file": kernel, "file_offset": setup, "file_length": body},
+            {"file": initrd, "file_length": int(self.call(f"stat -c %s {initrd}"))},
+        ]
+        asked = [{"file": None, **one, **more} for one, more in zip(placed, named, strict=True)]
+        answer = agent.ask("readback", None, DEADLINE, segments=asked)
+        print(f"{sum(one['bytes_read'] for one in answer['segments'])} bytes in {answer['seconds']} s")
+        return answer["segments"]
+
     def call(self, command: str) -> str:
         done = subprocess.run(
             self.fleet.ssh_command(HOST, [command]),
@@ -137,6 +156,15 @@ def guest(fleet: LabFleet) -> Iterator[Guest]:
 
 def reserved(counters: dict[str, Any]) -> dict[str, int]:
     return counters["areas"]["reserved"]
+
+
+def placed(answer: dict[str, Any]) -> list[dict[str, int]]:
+    """Purgatory, boot parameters, kernel, initrd: in that order on x86_64."""
+    found = [match for line in answer["log"] if (match := PLACED.search(line))]
+    return [
+        {"index": int(one[1]), "bufsz": int(one[2], 16), "address": int(one[3], 16), "memsz": int(one[4], 16)}
+        for one in found
+    ]
 
 
 def test_facts_of_a_stock_kernel(guest: Guest) -> None:
@@ -221,6 +249,55 @@ def test_a_session_killed_inside_a_load_leaks_nothing(guest: Guest) -> None:
     guest.call(f"kill -9 {agent.hello['pid']}")
     guest.until(lambda: not other.ask("status")["keeper_alive"], "the keeper's end")
     assert guest.nothing_is_loaded()
+    assert guest.available() == free
+
+
+def test_memory_holds_what_was_loaded_and_the_digest_that_will_check_it(guest: Guest) -> None:
+    agent, claim = guest.claimed()
+    segments = placed(guest.load(agent, claim))
+    read = guest.readback(agent, segments)
+    assert [(one["readable"], one["bytes_read"], one["why_not"]) for one in read] == [
+        (True, segment["memsz"], "") for segment in segments
+    ]
+    assert [one["body_compared"] for one in read] == [False, False, True, True]
+    assert [one["body_differs"] for one in read[2:]] == [0, 0]
+    # init_on_alloc is Debian's default: the pages came zeroed, and Linux does not clear the tails itself.
+    assert [one["tail_nonzero"] for one in read] == [0, 0, 0, 0]
+    assert read[0]["found"] == [True]  # Linux 7.2 stores a digest wherever the segments lie
+    # Beside another file the same memory differs in nearly every byte: equality above was no accident.
+    wrong = guest.readback(agent, segments, kernel=guest.paths["initrd"], initrd=guest.paths["kernel"])
+    assert all(one["body_differs"] > one["bytes_read"] // 8 for one in wrong[2:])
+    agent.ask("unload", claim, DEADLINE)
+
+
+def test_a_spacer_derived_on_the_host_moves_the_next_image_on(guest: Guest) -> None:
+    agent, claim = guest.claimed()
+    free = guest.available()
+    plain = placed(guest.load(agent, claim))
+    agent.ask("unload", claim, DEADLINE)
+    head = Path(guest.fleet.target.image).read_bytes()[:0x400]
+    take = (head[0x1F1] + 1) * 512 + PAGE
+    recipe = {
+        "source": guest.paths["kernel"], "expect": guest.hashes["kernel"], "take": take, "size": take,
+        "patches": [[0x260, struct.pack("<I", 1 << 20).hex()]], "name": "kernel",
+    }  # fmt: skip
+    spacer = agent.ask("derive", claim, DEADLINE, **recipe)
+    tiny = {"kernel": spacer["path"], "initrd": None, "cmdline": "", "debug": True, "hold": 600.0,
+            "expect": {"kernel": spacer["sha256"]}}  # fmt: skip
+    loaded = agent.ask("load", claim, DEADLINE, **tiny)
+    assert loaded["state"] == "loaded", loaded
+    assert placed(loaded)[2]["address"] == plain[2]["address"]
+    assert placed(loaded)[2]["memsz"] == 1 << 20
+    moved = placed(guest.load(agent, claim))
+    assert moved[2]["address"] == plain[2]["address"] + (1 << 20)
+    assert (plain[2]["address"] % ALIGNMENT, moved[2]["address"] % ALIGNMENT) == (1 << 20, 0)
+    assert [one["body_differs"] for one in guest.readback(agent, moved)[2:]] == [0, 0]
+    agent.ask("unload", claim, DEADLINE)
+    assert guest.available() == free
+    # A load that the kernel refuses takes the spacer with it.
+    agent.ask("load", claim, DEADLINE, **tiny)
+    refused = agent.ask("load", claim, DEADLINE, **{**tiny, "kernel": guest.paths["initrd"], "expect": {}})
+    assert (refused["state"], refused["errname"], refused["kexec_loaded"]) == ("refused", "ENOEXEC", 0)
     assert guest.available() == free
 
 
