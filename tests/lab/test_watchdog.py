@@ -1,7 +1,8 @@
 """What brings a host back without power control: the watchdog left running over the jump, and the boot guard.
 
-One VM with an i6300esb, whose timer runs on emulated hardware. The tests follow one another: each ends on the
-firmware's boot of the old kernel, or on a new kernel that the next test jumps from.
+A VM with an i6300esb, whose timer runs on emulated hardware; at the end one with systemd. The tests follow
+one another: each ends on the firmware's boot of the old kernel, or on a new kernel that the next one jumps
+from.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 
 from orchestrator.lab import console
 from orchestrator.lab.fleet import LabFleet
-from orchestrator.lab.spec import LabOptions, parse_hosts
+from orchestrator.lab.spec import InitKind, LabOptions, parse_hosts
 from tests.unit.hostagent_harness import Agent
 from workers.agentbundle import LOADER, bundle
 
@@ -31,15 +32,20 @@ WDIOF_CARDRESET = 0x20  # include/uapi/linux/watchdog.h: the last reset was the 
 GUARDS = "/etc/kexec-fleet/boot.d"
 
 
+MINI = pytest.mark.parametrize("fleet", [InitKind.MINI], indirect=True, scope="module")
+SYSTEMD = pytest.mark.parametrize("fleet", [InitKind.SYSTEMD], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabFleet]:
+def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabFleet]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEXEC_FLEET_LAB_DIR", str(tmp_path_factory.mktemp("labs")))
         lab = LabFleet.open("test-watchdog")
         try:
             options = LabOptions(
-                target="7.3", cma="", memory=1536 << 20, watchdog=True, append="watchdog.stop_on_reboot=0"
-            )
+                target="7.3", cma="", memory=1536 << 20, init=request.param, watchdog=True,
+                append="watchdog.stop_on_reboot=0",
+            )  # fmt: skip
             lab.up(parse_hosts(f"{HOST}=7.2"), options, lambda event: print(event.text))
             yield lab
         finally:
@@ -156,6 +162,7 @@ def good(fleet: LabFleet) -> bytes:
     return Path(fleet.target.image).read_bytes()
 
 
+@MINI
 def test_an_armed_watchdog_waits_for_go_and_ends_with_its_keeper(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
@@ -174,6 +181,7 @@ def test_an_armed_watchdog_waits_for_go_and_ends_with_its_keeper(guest: Guest, g
     guest.stays_until(start + 50, claim["boot_id"])
 
 
+@MINI
 def test_a_kernel_that_hangs_at_its_entry_is_reset_by_the_watchdog_alone(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.call("echo 'kexec-fleet lab: last words' > /dev/kmsg")
@@ -192,6 +200,7 @@ def test_a_kernel_that_hangs_at_its_entry_is_reset_by_the_watchdog_alone(guest: 
     assert any(line.endswith(";kexec-fleet lab: last words") for line in found["log"])
 
 
+@MINI
 def test_a_new_kernel_stops_the_watchdog_and_a_confirmed_boot_stays(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
@@ -210,6 +219,7 @@ def test_a_new_kernel_stops_the_watchdog_and_a_confirmed_boot_stays(guest: Guest
     guest.stays_until(160.0, new["boot_id"])
 
 
+@MINI
 def test_a_boot_that_nobody_confirms_goes_back_through_the_firmware(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
@@ -224,3 +234,33 @@ def test_a_boot_that_nobody_confirms_goes_back_through_the_firmware(guest: Guest
     assert guest.call(f"ls {GUARDS}") == "kexec-fleet-guard"
     guest.claimed()
     assert guest.call(f"ls {GUARDS}") == ""
+
+
+@SYSTEMD
+def test_systemd_starts_the_guard_and_only_its_confirmation_ends_it(guest: Guest, good: bytes) -> None:
+    unit = "systemctl show --property=ActiveState,SubState --value kexec-fleet-guard.service"
+    agent, claim = guest.claimed()
+    guest.load(agent, claim, good)
+    assert agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=3600.0)["installed"]
+    guest.jump(agent, claim)
+    assert f"kexec_fleet.nonce={claim['nonce']}" in guest.another_boot(claim["boot_id"]).split()
+    assert guest.call(unit).split() == ["active", "running"]
+    back, new = guest.claimed(claim["nonce"])
+    removed = back.ask("guard_confirm", new, DEADLINE, nonce=claim["nonce"])["removed"]
+    assert len(removed) == 3, removed
+    guest.until(lambda: guest.call(unit).split()[0] == "inactive", "the guard's end")
+    back.kill()
+
+    agent, claim = guest.claimed()
+    guest.load(agent, claim, good)
+    agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=240.0)
+    guest.jump(agent, claim)
+    assert f"kexec_fleet.nonce={claim['nonce']}" in guest.another_boot(claim["boot_id"]).split()
+    # What the guard must outlive: a rescue shell stops nearly every unit.
+    unconfirmed = guest.call(
+        "cat /proc/sys/kernel/random/boot_id; systemctl --no-block isolate rescue.target"
+    )
+    assert "nonce" not in guest.another_boot(unconfirmed)
+    assert "kexec-fleet guard: not confirmed in 240 s: rebooting" in guest.console()
+    assert guest.call("uname -r").startswith("7.2.")
+    assert guest.call(unit).split()[0] == "inactive"
