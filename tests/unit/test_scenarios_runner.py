@@ -84,7 +84,10 @@ def test_a_page_that_nobody_uses_is_chosen() -> None:
     assert ram.free_page_near(used, 0, 0x9000) == 0x6000
     full = mmap.mmap(-1, 1 << 16)
     full.write(b"\1" * (1 << 16))
-    assert ram.free_page_near(full, 0, 0x9000) == 0x4000
+    assert ram.free_page_near(full, 0x1000, 0x9000) is None
+    full[0x1000:0x2000] = bytes(0x1000)
+    assert ram.free_page_near(full, 0x1000, 0x9000) == 0x1000
+    assert ram.free_page_near(full, 0x1001, 0x9000) is None
 
 
 def test_the_rollout_is_the_real_command_and_its_refusal_is_told(tmp_path: Path) -> None:

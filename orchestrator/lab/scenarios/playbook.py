@@ -18,7 +18,7 @@ DEADLINES = {
     "stage": "10m",
     "load": "5m",
     "jump": "2m",
-    "return": "4m",
+    "return": "6m",
     "verify": "10m",
 }
 """Generous: without KVM every instruction is emulated. `return` is what a silent death costs."""

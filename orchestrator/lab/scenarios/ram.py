@@ -44,10 +44,14 @@ def digest_stored(memory: mmap.mmap, segments: Sequence[Mapping[str, Any]]) -> b
     return False if struct.pack("<Q", int(kernel["address"]) + 0x200) in body else None
 
 
-def free_page_near(memory: mmap.mmap, first: int, end: int) -> int:
-    """A page between two physical addresses that holds only zeros, from the middle on; else the middle's."""
+def free_page_near(memory: mmap.mmap, first: int, end: int) -> int | None:
+    """A page between two physical addresses that holds only zeros, from the middle on and then before it.
+
+    Most likely nobody uses it: a stray write there harms nothing of the old kernel. None: there is none.
+    """
     middle = (first + end) // 2 // PAGE * PAGE
-    for page in range(middle, end - PAGE, PAGE):
+    low = -(-first // PAGE) * PAGE
+    for page in (*range(middle, end - PAGE + 1, PAGE), *range(middle - PAGE, low - 1, -PAGE)):
         if memory[page : page + PAGE].count(0) == PAGE:
             return page
-    return middle
+    return None

@@ -54,6 +54,11 @@ class Scribble(Fault):
             raise LabError("the journal does not tell where the initrd is to be copied")
         first = int(initrd["address"])
         page = ram.free_page_near(memory, first, first + int(initrd["memsz"]))
+        if page is None:
+            raise LabError(
+                "every page of the initrd's destination is in use by the old kernel",
+                hint="a larger initrd reaches further down from the top of RAM: vm: {initrd_pad: 100M}",
+            )
         context.remembered[REMEMBERED] = page
         return page
 
