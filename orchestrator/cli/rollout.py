@@ -229,9 +229,13 @@ def _stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+MOST_RISKS = 8
+"""Lines of risks that are printed: a fleet's would hide its troubles."""
+
+
 def _report(journal: Journal, record: RolloutRecord, as_json: bool) -> None:
     from orchestrator.cli.progress import final_table
-    from orchestrator.report.summary import summary, trouble_lines
+    from orchestrator.report.summary import risk_lines, summary, trouble_lines
 
     hosts = journal.hosts(record.id)
     if as_json:
@@ -240,7 +244,10 @@ def _report(journal: Journal, record: RolloutRecord, as_json: bool) -> None:
     stdout_console().print(final_table(record, hosts))
     if record.reason:
         stdout_console().print(f"{record.status}: {record.reason}")
-    for line in (line for host in hosts for line in trouble_lines(host)):
+    risks = [line for host in hosts for line in risk_lines(host)]
+    if len(risks) > MOST_RISKS:
+        risks[MOST_RISKS:] = [f"{len(risks) - MOST_RISKS} more risks taken: `rollout show --json` has them"]
+    for line in [*(line for host in hosts for line in trouble_lines(host)), *risks]:
         stdout_console().print(line, soft_wrap=True)
 
 

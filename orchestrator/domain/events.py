@@ -140,6 +140,8 @@ def apply_to_host(record: HostRecord, event: Event) -> HostRecord:
     elif event.kind in _ATTEMPT_FIELDS:
         changes["attempts"] = _changed_attempt(record, event, _ATTEMPT_FIELDS[event.kind](data))
     elif event.kind in _ATTEMPT_LISTS and event.attempt:
+        if text := data.get("text"):
+            changes["reason"] = str(text)  # so that who watches sees what is going on within the phase
         name, leave_out = _ATTEMPT_LISTS[event.kind]
         found = next((a for a in record.attempts if a.number == event.attempt), None)
         known: tuple[dict[str, Any], ...] = getattr(found, name, ())

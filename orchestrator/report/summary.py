@@ -132,6 +132,13 @@ def figure_text(measured: Mapping[str, Any] | None, name: str) -> str:
     return str(figure.get("text", "")) if isinstance(figure, Mapping) else ""
 
 
+def risk_lines(host: HostRecord) -> list[str]:
+    """What the image that was booted was exposed to: nothing went wrong, and yet it is to be known."""
+    booted = booted_attempt(host)
+    hazards = ((booted.loaded or {}).get("audit") or {}).get("hazards") or () if booted else ()
+    return [f"{host.host}: risk taken: {hazard['text']}" for hazard in hazards if hazard["weight"] == "risk"]
+
+
 def trouble_lines(host: HostRecord) -> list[str]:
     """What went wrong on a host, attempt by attempt, whether its state is known, and what to do next."""
     lines = []

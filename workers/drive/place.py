@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.domain.audit import Audit, AuditVerdict, audit
+from orchestrator.domain.audit import audit
 from orchestrator.domain.errors import HostLost, HostRefused
 from orchestrator.domain.facts import HostFacts
+from orchestrator.domain.hazards import Audit, AuditVerdict, Strength
 from orchestrator.domain.ladder import Load, LoadPath
 from orchestrator.domain.placement import Placement, free_pages, parse_placement, with_digest
 from orchestrator.domain.playbook import Deadlines
@@ -69,11 +70,19 @@ class Placed:
     target: Target
     before: Mapping[str, Any] | None = None  # the area's counters before the repair's first spacer
 
+    def text(self, when: str) -> str:
+        """The audit in one line, for those who watch."""
+        found, how = self.audit, "" if self.repair is None else f", {self.repair.reason}"
+        proof = " by read-back" if found.strength is Strength.READ_BACK else ""
+        reason = f": {found.reason}" if found.reason else ""
+        return f"{when}: {found.verdict}{proof}{how}{reason}"
+
     def as_dict(self, number: int, when: str = AFTER_LOAD) -> dict[str, Any]:
         """For the journal, as an AUDITED event."""
         return {
             "number": number,
             "when": when,
+            "text": self.text(when),
             "audit": self.audit.as_dict(),
             "repair": repair_text(self.repair),
             "placement": asdict(self.placement),
