@@ -114,6 +114,11 @@ def parse_placement(
     if not why:
         segments = _each_in_cma(segments, in_cma)
     kernel = next((segment for segment in segments if segment.role is Role.KERNEL), None)
+    misaligned = kernel.address % kernel_alignment != 0 if kernel and kernel_alignment else None
+    if kernel and misaligned and kernel.in_cma is False and facts.machine == "x86_64":
+        why = "the kernel segment is not in CMA, and yet not on its alignment"
+        segments = tuple(replace(segment, in_cma=None) for segment in segments)
+        wholly = in_cma = None
     return Placement(
         segments=segments,
         head=records.head,
@@ -123,7 +128,7 @@ def parse_placement(
         bytes_in_cma=in_cma,
         bytes_to_copy=None if in_cma is None else total - in_cma,
         bytes_to_hash=None if why else _bytes_to_hash(segments, facts, wholly),
-        kernel_misaligned=kernel.address % kernel_alignment != 0 if kernel and kernel_alignment else None,
+        kernel_misaligned=misaligned,
         known=not why,
         why_unknown=why,
     )

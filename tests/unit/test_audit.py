@@ -125,6 +125,12 @@ def test_what_is_copied_has_no_hazard(name: str) -> None:
     assert kinds(found) == ([(HazardKind.STRAY_DMA, Weight.RISK)] if able else [])
 
 
+def test_nothing_is_invented_for_a_kernel_that_is_copied() -> None:
+    segments = tuple(replace(one, in_cma=False) for one in MISALIGNED.segments)
+    copied = replace(MISALIGNED, segments=segments, wholly_in_cma=False, bytes_in_cma=0)
+    assert not judged(copied).corrupting
+
+
 def test_a_stale_tail_with_and_without_a_digest() -> None:
     stale = {"tail_nonzero": 4411392, "first_tail_nonzero": 0xD4C7C0}
     hangs = judged(rehearsal=read(kernel=stale))
@@ -221,10 +227,13 @@ def test_memory_that_is_no_ram() -> None:
         ((0x100000, initrd.end - 2),),
         ((0x100000, initrd.address - 1),),
         ((0x100000, initrd.address + 5), (initrd.address + 7, 1 << 40)),
+        ((initrd.address + 1, 1 << 40), (0x100000, initrd.address - 1)),
     ):
         found = judged(rehearsal=read(), facts=replace(FACTS, iomem_ram=ranges))
         (hazard,) = found.corrupting
         assert hazard.kind is HazardKind.RESERVED_OVERLAP and hazard.segments == (INITRD,)
+    seam = ((0x100000, initrd.address), (initrd.address + 1, 1 << 40))
+    assert judged(rehearsal=read(), facts=replace(FACTS, iomem_ram=seam)).verdict is AuditVerdict.SOUND
     halves = ((initrd.address + 6, 1 << 40), (0x100000, initrd.address + 5))
     assert judged(rehearsal=read(), facts=replace(FACTS, iomem_ram=halves)).verdict is AuditVerdict.SOUND
 

@@ -133,6 +133,14 @@ def test_records_that_contradict_each_other(old: str, new: str, why: str) -> Non
     assert not found.known and why in found.why_unknown
 
 
+def test_a_copied_kernel_off_its_alignment_contradicts_the_kernel() -> None:
+    """locate_mem_hole_top_down (kernel/kexec_file.c) honours buf_align."""
+    found = placed("7.3.4", "no_cma", kernel_alignment=64 << 20)
+    assert not found.known and "not on its alignment" in found.why_unknown
+    assert found.bytes_in_cma is None and found.bytes_to_hash is None
+    assert [one.in_cma for one in found.segments] == [None] * 4
+
+
 def test_roles_are_wanted_on_x86() -> None:
     lines = [line for line in recorded("7.3.4")[1]["plain"].lines if "boot_param" not in line]
     assert placed("7.3.4", "plain", lines=lines) == placed("7.3.4", "plain")  # three names fix the fourth
