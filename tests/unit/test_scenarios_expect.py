@@ -65,8 +65,9 @@ def test_where_no_case_applies_it_fails_and_says_what_was_observed() -> None:
 
 def test_what_was_not_observed_matches_neither_true_nor_false() -> None:
     for wanted in (True, False):
-        expected = cases({"when": {"attempts": [{"digest_stored": wanted}]}, "then": {"phase": "done"}})
-        assert "no case applies" in judge(expected, seen(attempt())).differences[0]
+        for when in ({"attempts": [{"digest_stored": wanted}]}, {"leaked": wanted}):
+            expected = cases({"when": when, "then": {"phase": "done"}})
+            assert "no case applies" in judge(expected, seen(attempt())).differences[0]
 
 
 @pytest.mark.parametrize(
