@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from orchestrator.domain.bootimage import BootHeader, ImageKind
 from orchestrator.domain.cmamodel import (
@@ -132,7 +133,7 @@ def plan_repair(
         )
     tried = [one.repair for one in tries if one.repair is not None]
     feared = stale | _feared(tries[-1], facts)
-    for repair in (*_candidates(area, job, feared), *_candidates(area, job, stale)):
+    for repair in chain(_candidates(area, job, feared), _candidates(area, job, stale)):
         if not any(repair.same_as(other) for other in [Repair(), *tried]):
             return repair
     return _none_left(area, job, facts, len(tried))
@@ -146,7 +147,9 @@ def _refused(tries: Sequence[Try], facts: HostFacts, header: BootHeader, limit: 
     if last.audit.verdict is AuditVerdict.SOUND and last.placement.wholly_in_cma is not False:
         return NoRepair(reason="the last placement is sound")
     if last.audit.verdict is AuditVerdict.UNKNOWN:
-        return NoRepair(reason=f"nothing can be repaired that is not known: {last.audit.reason}")
+        return NoRepair(
+            reason=f"nothing can be repaired that is not known: {last.audit.reason}", hint="load without CMA"
+        )
     for hazard in last.audit.corrupting:
         if hazard.kind in _BEYOND_REPAIR:
             return NoRepair(reason=f"{_BEYOND_REPAIR[hazard.kind]}: {hazard.text}")
