@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator.domain.errors import HostRefused
 from workers.deadline import Deadline
+from workers.power.command import PASSED
+
+LAB = ("XDG_STATE_HOME", "XDG_CACHE_HOME", "KEXEC_FLEET_LAB_DIR")
+"""Where `kexec-fleet lab default`, which a lab's playbook runs, finds its lab."""
 
 _REAP_S = 5.0  # a killed process in an uninterruptible sleep may never go
 _MOST = 300  # characters of its last words
@@ -19,9 +23,12 @@ def run_local(
 ) -> str:
     """The last line that the command wrote to stdout.
 
-    `environment` is added to ours. Raises HostRefused where it cannot be started, does not end before the
+    Of our own environment it gets what power commands get, and `environment`: the rest of ours may hold
+    secrets. Raises HostRefused where it cannot be started, does not end before the
     deadline (its process group is killed) or ends with another status than 0.
     """
+
+    passed = (*PASSED, *LAB)
 
     def refused(code: str, message: str) -> HostRefused:
         return HostRefused(host, step, f"{argv[0]}: {message}", hint="run it by hand", code=code)
@@ -29,7 +36,7 @@ def run_local(
     try:
         process = subprocess.Popen(
             argv,
-            env={**os.environ, **environment},
+            env={**{name: os.environ[name] for name in passed if name in os.environ}, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -169,6 +169,8 @@ def test_inventory_reads_back_as_it_was_meant() -> None:
             "lab_target_image": "/cache/vmlinuz",
             "lab_target_initrd": "/cache/initrd.img",
             "lab_target_release": "7.3.4+deb13-cloud-amd64",
+            "lab_name": "default",
+            "lab_program": "kexec-fleet",
         },
         "defaults": {"user": "root", "key": "/lab/my, {odd} #dir/id", "sudo": False},
         "groups": {"lab": {"hosts": ["web1"]}},

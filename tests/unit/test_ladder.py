@@ -243,7 +243,11 @@ def test_an_image_that_is_hazardous_outside_cma_too_is_given_up(path: LoadPath) 
 def test_every_way_but_the_plain_one_raises_the_checks_and_says_what_is_at_risk() -> None:
     levels = {
         answer.path: answer.level
-        for facts, policy in ((WITH_CMA, CmaPolicy.PREFER), (WITH_CMA, CmaPolicy.NEVER), (OLD, CmaPolicy.PREFER))
+        for facts, policy in (
+            (WITH_CMA, CmaPolicy.PREFER),
+            (WITH_CMA, CmaPolicy.NEVER),
+            (OLD, CmaPolicy.PREFER),
+        )
         if isinstance(answer := step(facts, policy), Load)
     }
     assert levels == {

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.domain.deathstage import Diagnosis, diagnose
 from orchestrator.domain.errors import HostError
 from orchestrator.domain.events import AttemptRecord, EventKind
-from orchestrator.domain.raw import mapping_of, optional_text, texts_of
+from orchestrator.domain.raw import optional_text, texts_of
 from workers.console import ConsoleTail
 from workers.deadline import Deadline
 from workers.drive.context import HostDrive, describe
@@ -34,7 +34,9 @@ def gather(
     console = console or drive.tools.console(drive.host)
     text = console.since_mark(attempt.nonce) if console is not None else None
     found = _from_host(drive, attempt, session)
-    records = [optional_text(mapping_of(record).get("text")) or "" for record in found.get("pstore") or ()]
+    since = _armed_at(attempt)
+    kept = [dict(one) for one in found.get("pstore") or () if since is None or one.get("mtime", 0) >= since]
+    records = [optional_text(record.get("text")) or "" for record in kept]
     diagnosis = diagnose(text, records, answered_network=answered, nonce=attempt.nonce)
     log = texts_of(found.get("log")) or ()
     drive.write(
@@ -46,13 +48,19 @@ def gather(
                 "panic": diagnosis.panic,
                 "console": list(diagnosis.tail),
                 "console_known": text is not None,
-                "pstore": list(found.get("pstore") or ()),
+                "pstore": kept,
                 "old_log": list(log[-LOG_LINES:]),
                 "why_not": found.get("why_not") or "",
             },
         )
     )
     return diagnosis
+
+
+def _armed_at(attempt: AttemptRecord) -> float | None:
+    """The host's own time when it was armed, seconds: a pstore record from before is of another death."""
+    realtime = (attempt.armed or {}).get("realtime_ns")
+    return realtime / 1e9 - 2.0 if isinstance(realtime, int) else None
 
 
 def _from_host(drive: HostDrive, attempt: AttemptRecord, session: Session | None) -> dict[str, Any]:
