@@ -190,15 +190,24 @@ def test_a_claim_keeps_its_own_attempts_guard_and_removes_anothers(host: Host) -
     assert files(host) == []
 
 
-def test_clean_removes_a_guard_but_not_one_that_waits_for_this_boot(host: Host) -> None:
+def test_clean_and_release_remove_a_guard_but_not_one_that_waits_for_this_boot(host: Host) -> None:
     with_systemd(host)
     install(host)
     agent, mine = claimed(host, nonce=NONCE)
     removed = agent.ask("clean", mine)["removed"]
     assert str(host.root / PROGRAM) in removed and files(host) == []
-    install(host)
+    agent, mine = claimed(host, fence=18, nonce=NONCE)
+    agent.ask("guard_install", mine, nonce=NONCE, seconds=600.0)
+    agent.ask("release", mine)
+    assert files(host) == []
+    agent.end()
+    agent, mine = claimed(host, fence=19, nonce=NONCE)
+    agent.ask("guard_install", mine, nonce=NONCE, seconds=600.0)
+    agent.end()
     boots_with_the_nonce(host)
     agent, mine = claimed(host, boot_id=OTHER_BOOT)
+    agent.ask("release", mine)
+    agent, mine = claimed(host, boot_id=OTHER_BOOT, fence=20)
     agent.ask("clean", mine)
     assert files(host) == [UNIT, WANTS, PROGRAM]
 

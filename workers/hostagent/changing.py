@@ -180,6 +180,7 @@ class Changing(object):
         self._unload(request, claim)
         with self._store.locked(request.deadline):
             self._store.require(claim, self._session)
+            guard.remove_stale(self._env)
             self._store.forget()
         return {"released": True}
 
