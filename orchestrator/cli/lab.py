@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.labtest import test_command
+from orchestrator.cli.labtest import lab_test
 from orchestrator.domain.errors import InputError, KexecFleetError
 from orchestrator.lab import console as consoles
 from orchestrator.lab.bootdefault import set_boot_default
@@ -44,7 +44,7 @@ lab_app = typer.Typer(
 # A table that is piped shows whole words.
 PIPE_WIDTH = 200
 
-lab_app.command("test")(test_command)
+lab_app.command("test")(lab_test)
 
 Name = Annotated[str, typer.Option("--name", help="Which lab; several can be up at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]

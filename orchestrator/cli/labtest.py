@@ -26,7 +26,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 COLOURS = {"passed": "green", "failed": "red", "error": "red", "not applicable": "yellow"}
 
 
-def test_command(
+def lab_test(
     scenario: Annotated[
         list[str] | None, typer.Argument(help="Names, or YAML files of your own; none: all that are shipped.")
     ] = None,
