@@ -98,4 +98,10 @@ def lab_variables(folder: Path) -> dict[str, str]:
     image, initrd = folder / "vmlinuz", folder / "initrd.img"
     image.write_bytes(bzimage())
     initrd.write_bytes(cpio("early") + gzip.compress(cpio("init")))
-    return {"lab_target_image": str(image), "lab_target_initrd": str(initrd), "lab_target_release": RELEASE}
+    return {
+        "lab_target_image": str(image),
+        "lab_target_initrd": str(initrd),
+        "lab_target_release": RELEASE,
+        "lab_name": "default",
+        "lab_program": "kexec-fleet",
+    }
