@@ -124,6 +124,17 @@ def test_another_source_than_expected_derives_nothing(host: Host, agent: Agent, 
     assert source.exists()
 
 
+@pytest.mark.parametrize("behind", [b"", b"\0", b"\0\0\0"])
+def test_a_bootconfig_at_an_initrds_end_is_not_hidden_by_padding(
+    host: Host, agent: Agent, behind: bytes
+) -> None:
+    data = bytes(5000) + b"kernel.x = 1" + struct.pack("<II", 12, 0) + b"#BOOTCONFIG\n" + behind
+    path = stage(agent, data, "initrd")
+    told = recipe(path, 8192, name="initrd")
+    assert agent.refused("derive", claim(), **told)["code"] == "bootconfig"
+    assert agent.ask("derive", claim(), **{**told, "size": len(data)})["size"] == len(data)
+
+
 def test_a_full_disk_is_refused_with_the_figures(host: Host, agent: Agent) -> None:
     host.behave(free_bytes=(32 << 20) + 99_999)
     error = agent.refused("derive", claim(), **recipe(host.kernel, 100_000))

@@ -29,7 +29,7 @@ class _Recipe(NamedTuple):
 
 def derive(staging: Staging, request: Request, still_wanted: Callable[[], None]) -> Dict[str, Any]:
     """-> {"path", "sha256", "size", "seconds"}. Raises AgentError `bad_request`, `no_file`, `hash_mismatch`,
-    `disk_full`, `io_error`, `deadline`, and what `still_wanted` raises: what is loaded meanwhile must not
+    `disk_full`, `io_error`, `deadline`, `bootconfig`, and what `still_wanted` raises: what is loaded meanwhile must not
     outlive a lost session for long. Nothing new is left behind then.
 
     The source is hashed as it is copied, so what is derived comes from the bytes that were expected.
@@ -46,6 +46,7 @@ def derive(staging: Staging, request: Request, still_wanted: Callable[[], None])
     partial = ""
     try:
         take = _taken(recipe, os.fstat(source).st_size)
+        _check_bootconfig(source, take, recipe)
         partial = staging.unfinished(recipe.size)
         sha256 = _write(partial, source, take, recipe, go_on)
         path = staging.finished(sha256, recipe.name)
@@ -70,6 +71,20 @@ def _taken(recipe: _Recipe, have: int) -> int:
             ),
         )
     return take
+
+
+def _check_bootconfig(source: int, take: int, recipe: _Recipe) -> None:
+    """The kernel looks for a bootconfig in the initrd's last 12 bytes, at most three further back
+    (get_boot_config_from_initrd, init/main.c, Linux 7.3): behind padding it is lost without a word.
+    """
+    if recipe.name != "initrd" or recipe.size == take or take < 12:
+        return
+    if b"#BOOTCONFIG\n" in os.pread(source, 15, max(0, take - 15)):
+        raise AgentError(
+            "bootconfig",
+            "{} ends in a bootconfig, which padding would hide".format(recipe.source),
+            "load without CMA, or put the bootconfig into the kernel (CONFIG_BOOT_CONFIG_EMBED)",
+        )
 
 
 def _write(path: str, source: int, take: int, recipe: _Recipe, go_on: Callable[[], None]) -> str:
