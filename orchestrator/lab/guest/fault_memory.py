@@ -65,7 +65,7 @@ def dirty(rounds: int) -> None:
             least = min(least, meminfo("CmaFree"))
         for chunk in held:
             chunk.close()
-        if least * 50 < total:
+        if least * 10 < total:
             break
     say(rounds=done, cma_total_kb=total, least_free_kb=least, cma_free_kb=meminfo("CmaFree"))
 
