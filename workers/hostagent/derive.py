@@ -29,8 +29,8 @@ class _Recipe(NamedTuple):
 
 def derive(staging: Staging, request: Request, still_wanted: Callable[[], None]) -> Dict[str, Any]:
     """-> {"path", "sha256", "size", "seconds"}. Raises AgentError `bad_request`, `no_file`, `hash_mismatch`,
-    `disk_full`, `io_error`, `deadline`, `bootconfig`, and what `still_wanted` raises: what is loaded meanwhile must not
-    outlive a lost session for long. Nothing new is left behind then.
+    `disk_full`, `io_error`, `deadline`, `bootconfig`, and what `still_wanted` raises: what is loaded
+    meanwhile must not outlive a lost session for long. Nothing new is left behind then.
 
     The source is hashed as it is copied, so what is derived comes from the bytes that were expected.
     """
