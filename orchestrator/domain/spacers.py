@@ -142,7 +142,7 @@ def washed(
     """
     washers: list[Spacer] = []
     for target in wanted:
-        washer = _washer(area, job, target, wanted)
+        washer = _washer(area, job, target)
         if washer is None:
             return None
         if washer not in washers:
@@ -151,8 +151,12 @@ def washed(
     return (*alone, *(replace(spacer, alone=number == 0) for number, spacer in enumerate(spacers)))
 
 
-def _washer(area: Area, job: Job, target: Span, keep: Sequence[Span]) -> Spacer | None:
-    """The smallest load whose zeros cover `target` while nothing else of it touches `keep`."""
+def _washer(area: Area, job: Job, target: Span) -> Spacer | None:
+    """The smallest load whose zeros cover `target`.
+
+    All washers have their other segments, which are placed first, at the same places: none soils what the
+    zeros of another one can cover.
+    """
     base = tiny_spacer(job.header, MIB)
     if job.signed_only:
         base = Spacer(kernel=None, with_initrd=False, memory=round_up(job.header.init_size, job.page_size))
@@ -161,9 +165,7 @@ def _washer(area: Area, job: Job, target: Span, keep: Sequence[Span]) -> Spacer 
         washer = replace(base, with_initrd=True, initrd=Derived(role="initrd", take=0, size=size))
         placed = place(area, job.spacer(washer))
         zeros = next(one.span for one in placed if one.role is Role.INITRD)
-        others = [one.span for one in placed if one.role is not Role.INITRD and one.span is not None]
-        covers = zeros is not None and zeros.start <= target.start and target.end <= zeros.end
-        if covers and not any(other.meets(span) for other in others for span in keep):
+        if zeros is not None and zeros.start <= target.start and target.end <= zeros.end:
             return washer
     return None
 

@@ -180,6 +180,15 @@ def test_what_was_learned_explains_what_was_seen(
         assert before is None or after == before or None in seen
 
 
+def test_what_a_larger_segment_passed_over_may_hold_a_smaller_one() -> None:
+    area = Area(base=MIB, size=4 * MIB, pinned=(Span(MIB + PAGE, MIB + 2 * PAGE),))
+    wanted = [Wanted(role=Role.OTHER, memsz=size * PAGE, alignment=PAGE) for size in (2, 1)]
+    seen = [one.span for one in place(area, wanted)]
+    assert seen == [Span(MIB + 2 * PAGE, MIB + 4 * PAGE), Span(MIB, MIB + PAGE)]
+    learned = learn(Area(base=MIB, size=4 * MIB), wanted, seen, ())
+    assert [one.span for one in place(learned, wanted)] == seen
+
+
 def test_roles_in_order() -> None:
     x86 = image_segments(header(3 * MIB + 1), 3 * MIB + 1, None)
     assert [(one.role, one.memsz) for one in x86] == [

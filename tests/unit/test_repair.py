@@ -268,6 +268,22 @@ def test_the_spacer_s_own_place_teaches_too() -> None:
     assert three.audit.verdict is AuditVerdict.SOUND
 
 
+def test_spacers_that_nobody_saw_are_taken_from_the_model() -> None:
+    """The page was soiled again before the image came: the next repair must start from a true picture."""
+    host = world(256 * MIB, dirty=True)
+    one, _ = attempt(host, None)
+    repair = plan(host, [one])
+    assert isinstance(repair, Repair) and len(repair.spacers) == 2
+    two, _ = attempt(host, repair, told=False)
+    again = plan(host, [one, replace(two, audit=one.audit)])
+    assert isinstance(again, Repair) and not again.same_as(repair)
+    three, _ = attempt(host, again)
+    kernel = three.placement.of(Role.KERNEL)
+    assert kernel is not None and kernel.address == again.expected_kernel_address
+    assert three.audit.verdict is AuditVerdict.SOUND
+    assert again.spacers[-1].memory == 3 * MIB  # the cheapest that is left
+
+
 def hazard(kind: HazardKind, *segments: int) -> Audit:
     found = Hazard(
         kind=kind,
