@@ -23,6 +23,9 @@ CHUNK = 8 << 20
 PAGE = 4096
 PATTERN = b"\xa5" * CHUNK
 RESERVE_KB = 80 << 10  # what sshd and an agent need while we hold the rest
+# While the area is dirtied nobody else needs memory, and the last free pages are half of them the area's.
+DIRTY_RESERVE_KB = 28 << 10
+DIRTY_CHUNK = 2 << 20
 HOLD_SECONDS = 3600.0
 MADV_NOHUGEPAGE = 15  # include/uapi/asm-generic/mman-common.h
 PFN_MASK = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
@@ -39,11 +42,11 @@ def meminfo(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def take() -> mmap.mmap:
+def take(size: int = CHUNK) -> mmap.mmap:
     """A chunk of user memory with the pattern in it. User pages are movable: they may lie in CMA."""
-    chunk = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    chunk = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     chunk.madvise(MADV_NOHUGEPAGE)
-    chunk.write(PATTERN)
+    chunk.write(PATTERN[:size])
     return chunk
 
 
@@ -60,12 +63,12 @@ def dirty(rounds: int) -> None:
     for _ in range(rounds):
         done += 1
         held = []
-        while meminfo("MemAvailable") - (CHUNK >> 10) > RESERVE_KB:
-            held.append(take())
+        while meminfo("MemAvailable") - (DIRTY_CHUNK >> 10) > DIRTY_RESERVE_KB:
+            held.append(take(DIRTY_CHUNK))
             least = min(least, meminfo("CmaFree"))
         for chunk in held:
             chunk.close()
-        if least * 10 < total:
+        if least * 20 < total:
             break
     say(rounds=done, cma_total_kb=total, least_free_kb=least, cma_free_kb=meminfo("CmaFree"))
 

@@ -53,5 +53,5 @@ def free_page_near(memory: mmap.mmap, first: int, end: int) -> int | None:
     low = -(-first // PAGE) * PAGE
     for page in (*range(middle, end - PAGE + 1, PAGE), *range(middle - PAGE, low - 1, -PAGE)):
         if memory[page : page + PAGE].count(0) == PAGE:
-            return page
+            return int(page)
     return None
