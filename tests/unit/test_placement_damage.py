@@ -224,6 +224,14 @@ def test_a_handover_may_skip_the_digest(cmdline: str, config: dict[str, str] | N
     assert (found.bytes_to_hash is None) is possible
 
 
+def test_a_load_whose_end_was_lost_does_not_spoil_the_next() -> None:
+    lines = [line for line in recorded("7.3.4")[1]["plain"].lines if "Loaded" not in line]
+    both = [*(line for line in lines if "kexec_file_load:" not in line), *lines]
+    records = read_records(both)
+    assert records.count == 4 and sorted(records.segments) == [0, 1, 2, 3]
+    assert placed("7.3.4", "plain", lines=both) == placed("7.3.4", "plain")
+
+
 def test_free_pages() -> None:
     facts, loads = recorded("7.3.4")
     assert free_pages(loads["plain"].side("before"), facts) == 49088
