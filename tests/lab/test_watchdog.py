@@ -24,14 +24,16 @@ from tests.unit.hostagent_harness import Agent
 from workers.agentbundle import LOADER, bundle
 
 HOST = "dog1"
-PATIENCE = 600.0
+PATIENCE = 900.0
 DEADLINE = 180.0
-TIMEOUT = 60  # seconds of the watchdog: an emulated guest on a busy machine must reach its driver in it
+TIMEOUT = 120  # seconds of the watchdog: an emulated guest on a busy machine must reach its driver in it
 DEVICE = "/sys/class/watchdog/watchdog0"
 WDIOF_CARDRESET = 0x20  # include/uapi/linux/watchdog.h: the last reset was the watchdog's
+UNIT = "systemctl show --property=ActiveState,SubState --value kexec-fleet-guard.service"
 GUARDS = "/etc/kexec-fleet/boot.d"
 
 
+pytestmark = pytest.mark.timeout(2400)  # boots of an emulated guest, some of them after a wait of minutes
 MINI = pytest.mark.parametrize("fleet", [InitKind.MINI], indirect=True, scope="module")
 SYSTEMD = pytest.mark.parametrize("fleet", [InitKind.SYSTEMD], indirect=True, scope="module")
 
@@ -166,19 +168,19 @@ def good(fleet: LabFleet) -> bytes:
 def test_an_armed_watchdog_waits_for_go_and_ends_with_its_keeper(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
-    armed = agent.ask("arm", claim, DEADLINE, lead=3.0, span=0.5, watchdog=10)["watchdog"]
-    assert (armed["armed"], armed["identity"], armed["timeout_s"]) == (True, "i6300ESB timer", 10)
+    armed = agent.ask("arm", claim, DEADLINE, lead=3.0, span=0.5, watchdog=20)["watchdog"]
+    assert (armed["armed"], armed["identity"], armed["timeout_s"]) == (True, "i6300ESB timer", 20)
     assert (armed["survives"], armed["why"]) == (True, "watchdog.stop_on_reboot=0")
-    assert guest.call(f"cat {DEVICE}/state {DEVICE}/timeout") == "active\n10"
+    assert guest.call(f"cat {DEVICE}/state {DEVICE}/timeout") == "active\n20"
     start = float(guest.call("cut -d' ' -f1 /proc/uptime"))
-    guest.stays_until(start + 25, claim["boot_id"])
+    guest.stays_until(start + 45, claim["boot_id"])
     agent.ask("disarm", claim, DEADLINE)
     assert guest.call(f"cat {DEVICE}/state") == "inactive"
-    agent.ask("arm", claim, DEADLINE, lead=3.0, span=0.5, watchdog=10)
+    agent.ask("arm", claim, DEADLINE, lead=3.0, span=0.5, watchdog=20)
     assert guest.call(f"cat {DEVICE}/state") == "active"
     guest.call(f"kill -9 {agent.ask('status')['keeper']['pid']}")
     guest.until(lambda: guest.call(f"cat {DEVICE}/state") == "inactive", "the timer's end with its keeper")
-    guest.stays_until(start + 50, claim["boot_id"])
+    guest.stays_until(start + 75, claim["boot_id"])
 
 
 @MINI
@@ -204,7 +206,7 @@ def test_a_kernel_that_hangs_at_its_entry_is_reset_by_the_watchdog_alone(guest: 
 def test_a_new_kernel_stops_the_watchdog_and_a_confirmed_boot_stays(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
-    installed = agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=150.0)
+    installed = agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=3600.0)
     assert installed["installed"], installed
     assert guest.jump(agent, claim, watchdog=TIMEOUT)["watchdog"]["armed"]
     cmdline = guest.another_boot(claim["boot_id"])
@@ -216,51 +218,55 @@ def test_a_new_kernel_stops_the_watchdog_and_a_confirmed_boot_stays(guest: Guest
     confirmed = back.ask("guard_confirm", new, DEADLINE, nonce=claim["nonce"])
     assert confirmed["removed"] == [f"{GUARDS}/kexec-fleet-guard"]
     guest.until(lambda: guest.call("pgrep -f '[b]oot.d/kexec-fleet-guard' || echo none") == "none", "its end")
-    guest.stays_until(160.0, new["boot_id"])
+    guest.stays_until(TIMEOUT + 30.0, new["boot_id"])
 
 
 @MINI
 def test_a_boot_that_nobody_confirms_goes_back_through_the_firmware(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
-    agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=100.0)
+    agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=200.0)
     guest.jump(agent, claim)
     cmdline = guest.another_boot(claim["boot_id"])
     assert f"kexec_fleet.nonce={claim['nonce']}" in cmdline.split()
     unconfirmed = guest.call("cat /proc/sys/kernel/random/boot_id")
     # The controller dies here.
     assert "nonce" not in guest.another_boot(unconfirmed)
-    assert "kexec-fleet guard: not confirmed in 100 s: rebooting" in guest.console()
+    assert "kexec-fleet guard: not confirmed in 200 s: rebooting" in guest.console()
     assert guest.call(f"ls {GUARDS}") == "kexec-fleet-guard"
     guest.claimed()
     assert guest.call(f"ls {GUARDS}") == ""
 
 
 @SYSTEMD
-def test_systemd_starts_the_guard_and_only_its_confirmation_ends_it(guest: Guest, good: bytes) -> None:
-    unit = "systemctl show --property=ActiveState,SubState --value kexec-fleet-guard.service"
+def test_systemd_starts_the_guard_and_its_confirmation_ends_it(guest: Guest, good: bytes) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
     assert agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=3600.0)["installed"]
     guest.jump(agent, claim)
     assert f"kexec_fleet.nonce={claim['nonce']}" in guest.another_boot(claim["boot_id"]).split()
-    assert guest.call(unit).split() == ["active", "running"]
+    assert guest.call(UNIT).split() == ["active", "running"]
     back, new = guest.claimed(claim["nonce"])
     removed = back.ask("guard_confirm", new, DEADLINE, nonce=claim["nonce"])["removed"]
     assert len(removed) == 3, removed
-    guest.until(lambda: guest.call(unit).split()[0] == "inactive", "the guard's end")
+    guest.until(lambda: guest.call(UNIT).split()[0] == "inactive", "the guard's end")
     back.kill()
 
+
+@SYSTEMD
+def test_the_guard_outlives_a_rescue_shell_and_reboots_through_the_firmware(
+    guest: Guest, good: bytes
+) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
-    agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=240.0)
+    agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=420.0)
     guest.jump(agent, claim)
     assert f"kexec_fleet.nonce={claim['nonce']}" in guest.another_boot(claim["boot_id"]).split()
-    # What the guard must outlive: a rescue shell stops nearly every unit.
+    # It stops nearly every unit.
     unconfirmed = guest.call(
         "cat /proc/sys/kernel/random/boot_id; systemctl --no-block isolate rescue.target"
     )
     assert "nonce" not in guest.another_boot(unconfirmed)
-    assert "kexec-fleet guard: not confirmed in 240 s: rebooting" in guest.console()
+    assert "kexec-fleet guard: not confirmed in 420 s: rebooting" in guest.console()
     assert guest.call("uname -r").startswith("7.2.")
-    assert guest.call(unit).split()[0] == "inactive"
+    assert guest.call(UNIT).split()[0] == "inactive"
