@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.options import InventoryFile, JournalFile, Json
 from orchestrator.cli.output import ExitCode, error_record, print_json, stdout_console
 from orchestrator.domain.errors import HostError, JournalBusy
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from workers.deadline import Deadline
 
 host_app = typer.Typer(no_args_is_help=True, help="Look at hosts, and clean up after us.")
+host_app.command("doctor")(doctor)
 
 Hosts = Annotated[str, typer.Argument(help="A host, or a selector such as `web & !canary` or `all`.")]
 
