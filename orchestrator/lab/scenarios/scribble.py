@@ -57,7 +57,7 @@ class Scribble(Fault):
         if page is None:
             raise LabError(
                 "every page of the initrd's destination is in use by the old kernel",
-                hint="a larger initrd reaches further down from the top of RAM: vm: {initrd_pad: 100M}",
+                hint="a larger initrd reaches further down from the top of RAM: vm: {initrd_pad: 72M}",
             )
         context.remembered[REMEMBERED] = page
         return page
