@@ -32,8 +32,9 @@ def world(
     initrd_size: int = INITRD,
     keeps_digest: bool = True,
     dirty: bool = False,
+    pools: int = POOLS,
 ) -> World:
-    area = Area(base=base, size=size, taken=(Span(base, base + POOLS),))
+    area = Area(base=base, size=size, taken=(Span(base, base + pools),))
     host = World(
         area=area,
         header=header(init_size),
@@ -269,8 +270,11 @@ def test_the_spacer_s_own_place_teaches_too() -> None:
 
 
 def test_spacers_that_nobody_saw_are_taken_from_the_model() -> None:
-    """The page was soiled again before the image came: the next repair must start from a true picture."""
-    host = world(256 * MIB, dirty=True)
+    """The page was soiled again before the image came: the next repair must start from a true picture.
+
+    20 pages are free below the first MiB, no more than the washer, the spacer and the image need there.
+    """
+    host = world(256 * MIB, dirty=True, pools=MIB - 20 * PAGE)
     one, _ = attempt(host, None)
     repair = plan(host, [one])
     assert isinstance(repair, Repair) and len(repair.spacers) == 2

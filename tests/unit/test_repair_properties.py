@@ -25,17 +25,20 @@ def worlds(draw: st.DrawFn, *, usual: bool = False) -> World:
 
     `usual`: they leave room below the first MiB, and the kernel is larger than that.
     """
+    # Hypothesis' integers are small ones mostly, which make images that nothing can happen to.
     base = draw(st.integers(16, 40)) * MIB
-    size = draw(st.integers(6, 40)) * MIB
-    pools = draw(st.integers(0, 200 if usual else 600)) * PAGE
-    pages = draw(st.integers(512 if usual else 1, 8 * MIB // PAGE))
+    size = draw(st.sampled_from([6, 8, 10, 12, 16, 20, 24, 32, 40])) * MIB
+    pools = (
+        draw(st.sampled_from([0, 1, 72, 200] if usual else [0, 1, 72, 200, 236, 250, 300, 520, 600])) * PAGE
+    )
+    pages = draw(st.sampled_from([512, 700, 1025, 2048] if usual else [1, 50, 256, 512, 700, 1025, 2048]))
     init_size = pages * PAGE + draw(st.sampled_from([0, 1, 100]))
     body = draw(st.integers(TINY_BODY, max(TINY_BODY, init_size - 1)))
     return World(
         area=Area(base=base, size=size, taken=(Span(base, base + pools),) if pools else ()),
         header=header(max(init_size, body), draw(st.sampled_from([2 * MIB, 4 * MIB]))),
         kernel_size=SETUP + body,
-        initrd_size=draw(st.one_of(st.just(0), st.integers(1, 12 * MIB))),
+        initrd_size=draw(st.sampled_from([0, 1, 700 * PAGE, 3 * MIB + 5, 4 * MIB, 9 * MIB - 1, 12 * MIB])),
         keeps_digest=draw(st.booleans()),
     )
 
