@@ -115,13 +115,17 @@ class Guest:
         """Waits for an answer of another boot; -> its command line."""
         vm = self.fleet.vm(HOST)
         self.until(lambda: (vm.ask_service() or than) != than, f"another boot than {than}")
-        return self.call("cat /proc/cmdline")
+        # The service may answer before sshd does.
+        return self.until(lambda: self.try_call("cat /proc/cmdline").stdout.strip(), "sshd of that boot")
 
-    def call(self, command: str) -> str:
-        done = subprocess.run(
+    def try_call(self, command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             self.fleet.ssh_command(HOST, [command]),
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
+
+    def call(self, command: str) -> str:
+        done = self.try_call(command)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
