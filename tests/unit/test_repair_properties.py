@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.domain.audit import AuditVerdict
+from orchestrator.domain.audit import AuditVerdict, HazardKind, audit
 from orchestrator.domain.cmamodel import Area, Span, round_up
 from orchestrator.domain.placement import Placement, Role
 from orchestrator.domain.repair import Derived, Repair, Spacer
@@ -74,7 +74,15 @@ def test_a_plan_is_right_and_none_means_none(host: World, signed: bool) -> None:
         assert good(placement, alignment)
         kernel = placement.of(Role.KERNEL)
         assert kernel is not None and kernel.address == step.expected_kernel_address
-        assert host.survives(placement, rehearsal)
+        # A signed kernel's tail, and the small page, may lie over what the first load wrote, where there is
+        # no room to wash: then it is the audit that says so.
+        again = audit(placement, host.facts(), host.header, rehearsal=rehearsal)
+        assert (again.verdict is AuditVerdict.SOUND) is host.survives(placement, rehearsal)
+        stale = {index for one in again.corrupting for index in one.segments}
+        roles = {one.role for one in placement.segments if one.index in stale}
+        assert not again.of(HazardKind.MISALIGNED_KERNEL)
+        assert roles <= {Role.BOOT_PARAMETERS, *([Role.KERNEL] if signed else [])}
+        assert Role.KERNEL not in roles or "washing" not in step.kinds
         return
     if first.audit.verdict is AuditVerdict.SOUND and first.placement.wholly_in_cma:
         return
