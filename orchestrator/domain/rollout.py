@@ -74,8 +74,10 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.JUMPING: frozenset({Phase.DARK, Phase.ARMED, Phase.PENDING, Phase.RETURNED}) | _ENDS,
     Phase.DARK: frozenset({Phase.RETURNED, Phase.PENDING}) | _ENDS,
     Phase.RETURNED: frozenset({Phase.VERIFIED, Phase.PENDING}) | _ENDS,
-    Phase.VERIFIED: frozenset({Phase.DONE}) | _ENDS,
-    Phase.LOST: frozenset({Phase.RETURNED, Phase.PENDING, Phase.FAILED}),
+    # Back where a process died before it had set the boot loader's default: the host is looked at again.
+    Phase.VERIFIED: frozenset({Phase.DONE, Phase.RETURNED, Phase.PENDING}) | _ENDS,
+    # To itself: looked at again after a fault of ours, and still not known.
+    Phase.LOST: frozenset({Phase.RETURNED, Phase.PENDING}) | _ENDS,
     Phase.DONE: frozenset(),
     Phase.FAILED: frozenset(),
     Phase.SKIPPED: frozenset(),

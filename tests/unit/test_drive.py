@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from tests.support import fakeplacement
 from tests.support.fakehost import FakeHost, FakeProber, load_answer, nonces
 from workers.agentanswers import Shutdown
 from workers.agentbundle import AgentBundle
+from workers.console import ConsoleTail
 from workers.drive import place, reach, settle, verify
 from workers.drive.context import Tools
 from workers.drive.drive import drive_host
@@ -38,32 +39,45 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Drives:
-    """A journal with one rollout over one fake host."""
+    """A journal with one rollout over one fake host; `others` belong to it and are never driven."""
 
-    def __init__(self, journal: Journal, host: FakeHost, **playbook: object) -> None:
+    def __init__(
+        self, journal: Journal, host: FakeHost, *, others: Sequence[str] = (), **playbook: object
+    ) -> None:
         self.journal, self.host = journal, host
         self.stop = False
         self.has_power = False
+        self.answering: set[str] = set()
+        self.asked: list[str] = []
+        self.console: Path | None = None
         image = HostImage(image="/boot/vmlinuz", initrd="/boot/initrd")
         settings = {"name": "p", "kernel": Kernel(on_host=image), "deadlines": SHORT, **playbook}
-        hosts = {host.name: Host(name=host.name, address="192.0.2.1")}
+        names = [host.name, *others]
+        hosts = {name: Host(name=name, address=f"192.0.2.{n}") for n, name in enumerate(names, 1)}
         self.spec = RolloutSpec(playbook=Playbook.model_validate(settings), inventory=Inventory(hosts=hosts))
-        self.rollout = journal.create_rollout(self.spec, [[host.name]]).id
+        self.rollout = journal.create_rollout(self.spec, [[name] for name in names]).id
 
     def run(self) -> HostRecord:
-        tools = Tools(
+        assert drive_host(self.tools(), self.rollout, self.host.name)
+        return self.record
+
+    def tools(self) -> Tools:
+        return Tools(
             journal=self.journal,
             connector=self.host,  # type: ignore[arg-type]
             bundle=AgentBundle(b"", ""),
             make_prober=FakeProber,  # type: ignore[arg-type]
-            answers=lambda host, seconds: self.host.answers_network,
+            answers=self.answers,
             power=lambda host: self.host if self.has_power else None,  # type: ignore[arg-type]
-            console=lambda host: None,
+            console=lambda host: ConsoleTail(self.console) if self.console else None,
             stopping=lambda: self.stop,
             new_nonce=self.next_nonces(),
         )
-        assert drive_host(tools, self.rollout, self.host.name)
-        return self.record
+
+    def answers(self, host: Host, seconds: float) -> bool:
+        """Whether the host answers on the network."""
+        self.asked.append(host.name)
+        return self.host.answers_network if host.name == self.host.name else host.name in self.answering
 
     def next_nonces(self) -> Callable[[], str]:
         make = nonces()

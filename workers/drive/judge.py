@@ -32,16 +32,15 @@ def judge(
     console: ConsoleTail | None,
     *,
     may_have_jumped: bool,
-    cycled: bool,
 ) -> Finding:
-    """Write down what the answering boot proves; `cycled`: we have cycled the host's power meanwhile.
-
-    Raises HostError where nothing can be said yet.
-    """
+    """Write down what the answering boot proves. Raises HostError where nothing can be said yet."""
+    # From the journal: a process before this one may have given the order.
+    cycled = bool(drive.record.attempts[-1].power)
     if session.boot_id == attempt.boot_id:
+        finding = _judge_same_boot(drive, session, attempt, may_have_jumped)
         if cycled:
-            drive.note("its power was cycled, and the same boot answers: is that another machine's power?")
-        return _judge_same_boot(drive, session, attempt, may_have_jumped)
+            drive.note("a power cycle was ordered, and the same boot answers: another machine's power?")
+        return finding
     facts = session.agent.facts(Deadline.after(drive.spec.playbook.deadlines.facts))
     if f"{cmdline.NONCE}={attempt.nonce}" in split_words(str(facts.get("cmdline", ""))):
         if drive.record.phase is not Phase.RETURNED:
@@ -67,7 +66,7 @@ def _judge_firmware_boot(
     cycled: bool,
 ) -> None:
     """It was told to jump, and another boot without our nonce answers: the new kernel is dead."""
-    returned = drive.record.phase is Phase.RETURNED
+    returned = drive.record.phase in (Phase.RETURNED, Phase.VERIFIED)
     diagnosis = gather(drive, attempt, session, console, answered=returned)
     if returned:
         outcome, what = Outcome.CORRUPTED, "came back on the new kernel, and left it again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.domain.errors import PowerFailed
 from orchestrator.domain.events import AttemptRecord, EventKind
-from orchestrator.domain.rollout import MAY_HAVE_JUMPED
+from orchestrator.domain.rollout import MAY_HAVE_JUMPED, Phase
 from workers.deadline import Deadline
 from workers.drive.context import HostDrive
 
@@ -18,10 +18,16 @@ MOST_CYCLES = 2
 """Power cycles of one attempt, over all resumes. A host that stays silent after that needs a human."""
 
 
-def power_cycle(drive: HostDrive, attempt: AttemptRecord) -> str:
+def answers(drive: HostDrive) -> bool:
+    """Whether the host answers on the network, though no login succeeds."""
+    return drive.tools.answers(drive.host, LISTEN_SECONDS)
+
+
+def power_cycle(drive: HostDrive, attempt: AttemptRecord, *, answers: bool) -> str:
     """Power-cycle the silent host; empty where the order was taken, else why it was not given or failed.
 
-    What is about to happen is journaled before it happens.
+    `answers`: what the function of that name has just said. What is about to happen is journaled before it
+    happens.
     """
     if not drive.spec.playbook.recovery.power:
         return "the playbook forbids power cycles (`recovery: {power: false}`)"
@@ -31,7 +37,7 @@ def power_cycle(drive: HostDrive, attempt: AttemptRecord) -> str:
     cycles = sum(told.get("state") == "ordered" for told in drive.record.attempts[-1].power)
     if cycles >= MOST_CYCLES:
         return f"its power was cycled {cycles} times already"
-    if drive.tools.answers(drive.host, LISTEN_SECONDS):
+    if answers:
         drive.note("no power cycle: the host answers on the network, though no login succeeds")
         return "the host answers on the network, and such a host's power is never cycled"
     if not _network_works(drive):
@@ -42,14 +48,24 @@ def power_cycle(drive: HostDrive, attempt: AttemptRecord) -> str:
     except PowerFailed as error:
         told = {"state": "failed", "message": error.message, "hint": error.hint}
         drive.write((EventKind.POWER, told))
-        return f"its power control failed: {error.message}"
+        return f"its power control failed: {error.message}{f' ({error.hint})' if error.hint else ''}"
     drive.write((EventKind.POWER, {"state": "accepted", "kind": result.kind, "text": result.text}))
     return ""
 
 
 def _network_works(drive: HostDrive) -> bool:
-    """Whether some host that nobody has told to jump answers; True where there is none to ask."""
+    """Whether some host that nobody has told to jump answers; True where there is none to ask.
+
+    Those that have told us their facts come first; one that failed without ever telling any was never there.
+    """
     hosts = drive.tools.journal.hosts(drive.record.rollout)
-    others = [h.host for h in hosts if h.host != drive.host.name and h.phase not in MAY_HAVE_JUMPED]
-    asked = [drive.spec.inventory.hosts[name] for name in others[:WITNESSES]]
+    others = [
+        host
+        for host in hosts
+        if host.host != drive.host.name
+        and host.phase not in MAY_HAVE_JUMPED
+        and (host.facts is not None or host.phase is not Phase.FAILED)
+    ]
+    others.sort(key=lambda host: host.facts is None)
+    asked = [drive.spec.inventory.hosts[host.host] for host in others[:WITNESSES]]
     return not asked or any(drive.tools.answers(host, LISTEN_SECONDS) for host in asked)

@@ -14,6 +14,7 @@ from orchestrator.domain.errors import (
     HostRefused,
     LoginRefused,
 )
+from orchestrator.domain.events import AttemptRecord, EventKind
 from orchestrator.domain.playbook import JumpMethod
 from orchestrator.domain.rollout import MAY_HAVE_JUMPED, Outcome, Phase
 from workers.console import ConsoleTail
@@ -50,6 +51,21 @@ TOLD = MAY_HAVE_JUMPED - {Phase.LOST}
 """Phases in which go may have been told for the attempt that is open."""
 
 
+def was_told(drive: HostDrive, attempt: AttemptRecord) -> bool:
+    """Whether go may have been told for the last attempt, and its host has not been seen since.
+
+    A host that we only lost sight of before that is nobody's to switch off, and neither is one that answered
+    and refused us (LOST).
+    """
+    if drive.record.phase is not Phase.LOST or attempt.outcome is not None:
+        return drive.record.phase in TOLD or attempt.outcome is Outcome.SILENT
+    # The drive broke off by a fault of its own, and only the phase before that tells.
+    events = drive.tools.journal.events(drive.record.rollout, host=drive.host.name)
+    moved = [e for e in events if e.kind is EventKind.PHASE and e.attempt == attempt.number]
+    phases = [phase for event in moved if (phase := Phase(event.data["phase"])) is not Phase.LOST]
+    return bool(phases) and phases[-1] in TOLD
+
+
 @dataclass
 class Dark:
     """What this process knows of the jump: nothing after a resume."""
@@ -76,7 +92,7 @@ def settle(drive: HostDrive, dark: Dark) -> Session | None:
         session = look.watch(Deadline.after(drive.spec.playbook.deadlines.boot))
         if session is not None or look.ended:
             return session
-        why_not = "it stays silent after its power was cycled"
+        why_not = look.after_cycle
     look.give_up(why_not)
     return None
 
@@ -89,12 +105,10 @@ class Look:
         self.dark = dark
         self.attempt = drive.record.attempts[-1]
         self.may_have_jumped = drive.record.phase in MAY_HAVE_JUMPED
-        # A host that we only lost sight of before it was told anything is nobody's to switch off.
-        self.told = drive.record.phase in TOLD or self.attempt.outcome is Outcome.SILENT
+        self.told = was_told(drive, self.attempt)
         self.refusals: list[HostError] = []
         self.last: HostError | None = None
-        self.answered = False
-        self.cycled = False
+        self.answered = False  # when it was last looked at: one that is stopping answers for a while
         self.ended = False
 
     def watch(self, deadline: Deadline) -> Session | None:
@@ -114,7 +128,7 @@ class Look:
                 pause(BETWEEN_SECONDS, drive.check_stop)
                 continue
             except HostError as error:
-                self.last = error
+                self.last, self.answered = error, False
                 pause(1.0, drive.check_stop)
                 continue
             if self._judged(session) is Finding.BACK:
@@ -136,7 +150,6 @@ class Look:
                 self.attempt,
                 self.dark.console,
                 may_have_jumped=self.may_have_jumped,
-                cycled=self.cycled,
             )
         except HostError as error:
             self.last = error
@@ -155,12 +168,18 @@ class Look:
         """
         if not self.told:
             return "it was not told to jump"
-        if self.answered:
+        if self.answered or self.refusals:
             return "it answers, and such a host's power is never cycled"
-        gather(self.drive, self.attempt, None, self.dark.console, answered=False)
-        why_not = recovery.power_cycle(self.drive, self.attempt)
-        self.cycled = not why_not
-        return why_not
+        answers = recovery.answers(self.drive)
+        gather(self.drive, self.attempt, None, self.dark.console, answered=answers)
+        return recovery.power_cycle(self.drive, self.attempt, answers=answers)
+
+    @property
+    def after_cycle(self) -> str:
+        """Why a power cycle did not help."""
+        if self.answered:
+            return "its power was cycled, and it answers since, but tells nothing"
+        return "it stays silent after its power was cycled"
 
     def give_up(self, why_not_cycled: str) -> None:
         """End the attempt, or leave it ended, without having learned what became of the host."""
