@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from orchestrator.domain.errors import HostRefused
 from workers.deadline import Deadline
@@ -24,10 +25,9 @@ def run_local(
     """The last line that the command wrote to stdout.
 
     Of our own environment it gets what power commands get, and `environment`: the rest of ours may hold
-    secrets. Raises HostRefused where it cannot be started, does not end before the
-    deadline (its process group is killed) or ends with another status than 0.
+    secrets. Raises HostRefused where it cannot be started, does not end before the deadline (its process
+    group is killed) or ends with another status than 0.
     """
-
     passed = (*PASSED, *LAB)
 
     def refused(code: str, message: str) -> HostRefused:
@@ -46,14 +46,13 @@ def run_local(
         )
     except (OSError, ValueError) as error:
         raise refused("no_command", f"cannot be started: {error}") from error
-    with process:
-        try:
-            out, err = process.communicate(timeout=max(deadline.left(), 0.1))
-        except subprocess.TimeoutExpired:
-            raise refused("deadline", "did not end before its deadline, and was killed") from None
-        finally:
-            if process.returncode is None:
-                _kill(process)
+    try:
+        out, err = process.communicate(timeout=max(deadline.left(), 0.1))
+    except subprocess.TimeoutExpired:
+        raise refused("deadline", "did not end before its deadline, and was killed") from None
+    finally:
+        if process.returncode is None:
+            _kill(process)
     if process.returncode != 0:
         last = _last_line(err) or "it wrote nothing to stderr"
         raise refused("exit_status", f"ended with status {process.returncode}: {last}")
@@ -66,8 +65,11 @@ def _last_line(text: str) -> str:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    try:
+    """Its whole group; one that does not die is left behind, and so are its pipes' other ends."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=_REAP_S)
-    except (ProcessLookupError, subprocess.TimeoutExpired):
-        pass
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
