@@ -70,7 +70,7 @@ static void dirty_free_memory(void)
 	char *memory;
 
 	sysinfo(&info);
-	bytes = info.freeram * info.mem_unit / 10 * 8;
+	bytes = info.freeram * info.mem_unit - (112UL << 20); /* the last free pages are those of the area */
 	memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (memory == MAP_FAILED)
 		return say("could not dirty memory");
