@@ -23,7 +23,12 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollouts]:
             fleet.up(None, LabOptions(), lambda event: print(event.text))
             yield made
         finally:
-            for process in made.processes:
-                if process.poll() is None:
-                    made.kill(process)
+            made.kill_all()
             fleet.down()
+
+
+@pytest.fixture
+def hosts_up(rollouts: Rollouts) -> None:
+    """Every host answers and nobody drives it: a test that failed does not fail those after it."""
+    rollouts.kill_all()
+    rollouts.bring_back()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.rollouts import Rollouts, wait_until
+from tests.support.rollouts import Rollouts
+
+pytestmark = pytest.mark.usefixtures("hosts_up")
 
 HOST = "cma2"
 FILLER = "/var/lib/filler"
@@ -23,7 +25,7 @@ def refused(rollouts: Rollouts, playbook: str, inventory: str | None = None) -> 
     process = rollouts.start(*words)
     result = rollouts.finish(process)
     log = rollouts.log_of(process)
-    assert result["exit_code"] == 1, (result, log)
+    rollouts.assert_exit(result, 1)
     assert "Traceback" not in log
     (host,) = result["hosts"]
     assert host["phase"] == "failed" and host["hint"], host
@@ -74,11 +76,13 @@ def test_a_refused_login(rollouts: Rollouts) -> None:
 
 def test_a_closed_port(rollouts: Rollouts) -> None:
     playbook = rollouts.playbook("closed")
-    playbook.write_text(playbook.read_text().replace("connect: 3m", "connect: 3s"))
+    text = playbook.read_text()
+    assert "connect: 5m" in text
+    playbook.write_text(text.replace("connect: 5m", "connect: 3s"))
     words = rollouts.run_words(playbook, HOST)
     words[words.index("-i") + 1] = with_host(rollouts, "closed", port=9)
     result = rollouts.finish(rollouts.start(*words))
-    assert result["exit_code"] == 1
+    rollouts.assert_exit(result, 1)
     assert "unreachable" in result["hosts"][0]["reason"]
 
 
@@ -109,7 +113,7 @@ def test_a_command_line_that_is_too_long_with_the_running_one(rollouts: Rollouts
     playbook = rollouts.playbook("long")
     playbook.write_text(playbook.read_text() + f"cmdline: {{append: [x={'y' * 1900}]}}\n")
     result = rollouts.finish(rollouts.start(*rollouts.run_words(playbook, HOST)))
-    assert result["exit_code"] == 1
+    rollouts.assert_exit(result, 1)
     (host,) = result["hosts"]
     assert "the command line takes" in host["reason"] and "the image allows 2017" in host["reason"]
     assert "remove" in host["hint"]
@@ -120,11 +124,7 @@ def test_loading_is_disabled(rollouts: Rollouts) -> None:
     rollouts.on_host(HOST, "echo 1 > /proc/sys/kernel/kexec_load_disabled")
     host = refused(rollouts, "disabled")
     assert "kexec_load_disabled" in host["reason"]
-    vm = rollouts.fleet.vm(HOST)
-    before = vm.ask_service()
-    vm.power_cycle()
-    back: Callable[[], bool] = lambda: vm.ask_service() not in (None, before)  # noqa: E731
-    wait_until(f"{HOST} is back", back)
+    rollouts.power_cycle(HOST)
 
 
 @pytest.mark.parametrize("words", [["no-such-host"], ["all & !all"]])

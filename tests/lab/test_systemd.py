@@ -49,9 +49,7 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollouts]:
             fleet.up([HostSpec(HOST, "6.12")], options, lambda event: print(event.text))
             yield made
         finally:
-            for process in made.processes:
-                if process.poll() is None:
-                    made.kill(process)
+            made.kill_all()
             fleet.down()
 
 
@@ -62,7 +60,7 @@ def test_systemd_stops_the_services_and_then_jumps(rollouts: Rollouts) -> None:
     playbook.write_text(playbook.read_text() + "jump: systemd\n")
     result = rollouts.finish(rollouts.start(*rollouts.run_words(playbook)))
     host = result["hosts"][0]
-    assert result["exit_code"] == 0, result
+    rollouts.assert_exit(result)
     assert outcomes(result, HOST) == [(LoadPath.PLAIN, Outcome.BOOTED)]
     attempt = host["attempts"][0]
     verdicts = {check["name"]: check["verdict"] for check in attempt["checks"]}
