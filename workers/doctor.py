@@ -11,19 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.domain import cmdline
 from orchestrator.domain.advice import advice
 from orchestrator.domain.bootimage import BootHeader, Images
-from orchestrator.domain.errata import ERRATA, match_errata
 from orchestrator.domain.errors import (
-    CommandLineTooLong,
     HostError,
     HostRefused,
     TransportError,
 )
 from orchestrator.domain.facts import HostFacts, parse_facts
 from orchestrator.domain.inventory import Host
-from orchestrator.domain.ladder import CheckLevel, GiveUp, Load, LoadPath, PastAttempt, next_step
+from orchestrator.domain.ladder import GiveUp, Load, LoadPath, PastAttempt, next_step
 from orchestrator.domain.placement import Placement, Role, free_pages
 from orchestrator.domain.playbook import (
     AfterFailure,
@@ -42,10 +39,10 @@ from workers.agentbundle import AgentBundle
 from workers.connection.base import Connector
 from workers.deadline import Deadline
 from workers.diagnosis import Diagnosis, Health, Left, ability
-from workers.drive.attempt import KEEP_INITRD
 from workers.drive.bench import Bench
 from workers.drive.context import Stopped
 from workers.drive.place import AuditRefused, LoadRefused, Placer, said
+from workers.drive.preload import command_line, never_load
 from workers.drive.reach import Session
 from workers.drive.target import Target, bring
 from workers.hostlook import check_power, own_kernel, watchdog_of
@@ -233,7 +230,7 @@ class _Visit:
 
     def _place(self, bench: Bench, facts: HostFacts, target: Target, step: Load) -> None:
         """Load and audit until the image is sound or nothing helps any more. Raises HostError, Stopped."""
-        if why := _never_load(facts, target):
+        if why := never_load(facts, target):
             self.end(Health.REFUSED, why)
             return
         deadlines = self.question.deadlines
@@ -241,7 +238,9 @@ class _Visit:
             bench=bench,
             facts=facts,
             target=target,
-            line=self._command_line(facts, target, step, bench.claim().nonce),
+            line=command_line(
+                self.host.name, facts, self.question.cmdline, target, step.level, bench.claim().nonce
+            ),
             step=step,
             # `report` is about the jump, which a doctor never makes.
             cma=self.question.cma.model_copy(update={"audit": AuditMode.ENFORCE}),
@@ -269,17 +268,6 @@ class _Visit:
         self.learn(
             placed=placed, fallback=self._fallback(facts, step, placed.placement, Outcome.AUDIT_REFUSED)
         )
-
-    def _command_line(self, facts: HostFacts, target: Target, step: Load, nonce: str) -> str:
-        """As an attempt makes it. Raises HostRefused."""
-        limit = cmdline.command_line_limit(target.header.cmdline_size)
-        ours = [KEEP_INITRD] if target.initrd and step.level is CheckLevel.RAISED else []
-        try:
-            return cmdline.new_command_line(facts.cmdline or "", self.question.cmdline, nonce, ours, limit)
-        except CommandLineTooLong as error:
-            raise HostRefused(
-                self.host.name, "preflight", error.message, hint=error.hint, code="cmdline_too_long"
-            ) from error
 
     def _fallback(self, facts: HostFacts, step: Load, placement: Placement | None, outcome: Outcome) -> str:
         """What a rollout would do after such an outcome, in words: nothing of it is loaded here."""
@@ -346,20 +334,6 @@ class _Visit:
         if images.kernel is None:
             return None
         return images.kernel.header, images.kernel.size, 0 if images.initrd is None else images.initrd.size
-
-
-def _never_load(facts: HostFacts, target: Target) -> str:
-    """Why the load itself must not be tried; empty where it may."""
-    if facts.machine and facts.machine != target.header.machine:
-        return f"the host is {facts.machine}, the image is for {target.header.machine}"
-    matched = match_errata(
-        ERRATA,
-        running=facts.release,
-        target=target.release,
-        machine=facts.machine,
-        initrd_size=target.initrd_size,
-    )
-    return "; ".join(f"erratum {one.name}: {one.hazard}; {one.action}" for one in matched if one.fatal)
 
 
 def _whose(status: AgentStatus) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,22 @@ def test_watchdog_and_guard_are_armed_and_the_guard_is_told_of_the_return(journa
     assert drives.run().phase is Phase.DONE
     assert host.watchdogs == [60.0]
     assert host.guards == ["install nonce1 300", "confirm nonce1"]
+
+
+def test_an_image_that_crashes_the_host_at_load_is_not_even_loaded(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The erratum is met by the initrd's size and the running kernel: nothing of it reaches the kernel."""
+    host = FakeHost(release="6.12.40-old")
+    drives = Drives(journal, host)
+    digest = host.digest
+    huge = 2_200_000_000
+
+    def of_that_size(path: str, deadline: object) -> object:
+        found = digest(path, deadline)  # type: ignore[arg-type]
+        return replace(found, size=huge) if path == "/boot/initrd" else found
+
+    monkeypatch.setattr(host, "digest", of_that_size)
+    record = drives.run()
+    assert record.phase is Phase.FAILED and "erratum" in record.reason
+    assert host.flags == [] and host.jumps == []

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator.domain import cmdline
-from orchestrator.domain.errors import CommandLineTooLong, HostRefused
 from orchestrator.domain.events import AttemptRecord, EventKind
 from orchestrator.domain.facts import HostFacts
-from orchestrator.domain.ladder import CheckLevel, Load
+from orchestrator.domain.ladder import Load
 from orchestrator.domain.rollout import Outcome, Phase
 from workers.deadline import Deadline
 from workers.drive.bench import Bench
@@ -18,12 +16,10 @@ from workers.drive.conclude import rejected_text, rejection
 from workers.drive.context import AttemptOver, HostDrive, phase_event
 from workers.drive.jump import REARMS, jump
 from workers.drive.place import AuditRefused, LoadRefused, Placed, Placer, load_dict, repair_text, said
+from workers.drive.preload import command_line, require_loadable
 from workers.drive.reach import Session
 from workers.drive.target import Target, bring
 from workers.outage import OutageProber
-
-KEEP_INITRD = "retain_initrd"
-"""Kernel parameter: the initrd stays in memory, where its bytes can be compared (init/initramfs.c)."""
 
 
 def start(drive: HostDrive, session: Session, step: Load) -> AttemptRecord:
@@ -70,7 +66,8 @@ def run_to_jump(
         bench, playbook.kernel, spec.images, spec.release, Deadline.after(playbook.deadlines.stage)
     )
     _skip_rejected(drive, target, attempt)
-    line = _command_line(drive, facts, target, attempt)
+    require_loadable(drive.host.name, facts, target)
+    line = command_line(drive.host.name, facts, playbook.cmdline, target, attempt.level, attempt.nonce)
     drive.write((EventKind.STAGED, {"cmdline": line, **target.as_dict()}), phase_event(Phase.STAGED))
     deadlines = playbook.deadlines
     placer = Placer(
@@ -105,19 +102,6 @@ def _skip_rejected(drive: HostDrive, target: Target, attempt: AttemptRecord) -> 
         drive.end_attempt(Outcome.CANCELLED, Phase.PENDING, rejected_text(found))
         drive.to_phase(Phase.SKIPPED, rejected_text(found))
         raise AttemptOver
-
-
-def _command_line(drive: HostDrive, facts: HostFacts, target: Target, attempt: AttemptRecord) -> str:
-    limit = cmdline.command_line_limit(target.header.cmdline_size)
-    ours = [KEEP_INITRD] if target.initrd and attempt.level == CheckLevel.RAISED else []
-    try:
-        return cmdline.new_command_line(
-            facts.cmdline or "", drive.spec.playbook.cmdline, attempt.nonce, ours, limit
-        )
-    except CommandLineTooLong as error:
-        raise HostRefused(
-            drive.host.name, "preflight", error.message, hint=error.hint, code="cmdline_too_long"
-        ) from error
 
 
 def _loaded(placed: Placed) -> Mapping[str, Any]:
