@@ -139,7 +139,7 @@ def test_a_rollout_without_hosts_is_observed_as_such() -> None:
 def test_a_kernel_that_cannot_show_it_is_not_applicable() -> None:
     able: dict[str, bool | None] = {"can_cma": True, "knows_no_cma": False, "kexec_file": None}
     assert why_not_applicable(Needs(can_cma=True), able) == ""
-    assert "knows_no_cma: true; it does not" in why_not_applicable(Needs(knows_no_cma=True), able)
+    assert "knows_no_cma: true; here it is false" in why_not_applicable(Needs(knows_no_cma=True), able)
     assert "does not tell" in why_not_applicable(Needs(kexec_file=True), able)
 
 

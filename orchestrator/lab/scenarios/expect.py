@@ -28,7 +28,7 @@ def why_not_applicable(needs: Needs, able: Mapping[str, bool | None]) -> str:
     for name in ("can_cma", "knows_no_cma", "kexec_file"):
         wanted = getattr(needs, name)
         if wanted is not None and able.get(name) is not wanted:
-            found = {True: "it does", False: "it does not", None: "its image does not tell"}[able.get(name)]
+            found = "its image does not tell" if able.get(name) is None else f"here it is {_word(able[name])}"
             return f"needs a kernel with {name}: {_word(wanted)}; {found}"
     return ""
 
