@@ -32,7 +32,8 @@ from tests.support.rollouts import (
 # A host that hangs is waited for, then power-cycled; ROLLOUT_SECONDS ends earlier than this, and tells why.
 pytestmark = [pytest.mark.usefixtures("hosts_up"), pytest.mark.timeout(2 * ROLLOUT_SECONDS)]
 
-DEMO = Path(__file__).parents[2] / "playbooks" / "lab-demo.yaml"
+PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
+DEMO, UNSAFE = PLAYBOOKS / "lab-demo.yaml", PLAYBOOKS / "lab-unsafe.yaml"
 
 # Runs in the CLI's process: dies at the moment when `jumping` is committed and go has not been sent.
 DIE_BEFORE_GO = (
@@ -111,8 +112,7 @@ def test_without_audit_and_repair_cma_fails_and_no_cma_is_forced(rollouts: Rollo
     rollouts.power_cycle("cma1")
     source = rollouts.on_host("cma1", "uname -r").strip()
     assert source != rollouts.fleet.target.release
-    playbook = rollouts.playbook("unrepaired", "{use: prefer, audit: report, repair: false}")
-    result = rollouts.finish(rollouts.start(*rollouts.run_words(playbook, "cma1")))
+    result = rollouts.finish(rollouts.start(*rollouts.run_words(UNSAFE, "cma1")))
     rollouts.assert_exit(result)
     failed, arrived = host_of(result, "cma1")["attempts"]
     assert failed["kernel_misaligned"] is True and failed["bytes_in_cma"] == failed["bytes_total"] > 0

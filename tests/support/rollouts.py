@@ -69,7 +69,6 @@ class Rollouts:
         return Journal.open(self.journal_path)
 
     def playbook(self, name: str, cma: str = "never") -> Path:
-        """A playbook of the tests; `cma` is YAML."""
         path = self.folder / f"{name}.yaml"
         path.write_text(PLAYBOOK.format(name=name, cma=cma))
         return path
