@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import itertools
 import json
 import mmap
 import os
@@ -23,9 +24,10 @@ CHUNK = 16 << 20
 PAGE = 4096
 PATTERN = b"\xa5" * CHUNK
 RESERVE_KB = 80 << 10  # what sshd and an agent need while we hold the rest
-# While the area is dirtied nobody else needs memory, and the last free pages are half of them the area's.
+# While the area is filled nobody else needs memory, and the last free pages are half of them the area's.
 DIRTY_RESERVE_KB = 28 << 10
 DIRTY_CHUNK = 2 << 20
+PIN_ROUNDS = 4
 HOLD_SECONDS = 3600.0
 MADV_HUGEPAGE, MADV_NOHUGEPAGE = 14, 15  # include/uapi/asm-generic/mman-common.h
 PFN_MASK = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
@@ -94,9 +96,10 @@ def frames(chunk: mmap.mmap) -> tuple[int, list[int]]:
     view = ctypes.c_char.from_buffer(chunk)
     address = ctypes.addressof(view)
     del view
+    pages = len(chunk) // PAGE
     with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
         pagemap.seek(address // PAGE * 8)
-        entries = struct.unpack(f"<{CHUNK // PAGE}Q", pagemap.read(CHUNK // PAGE * 8))
+        entries = struct.unpack(f"<{pages}Q", pagemap.read(pages * 8))
     return address, [entry & PFN_MASK if entry & PRESENT else 0 for entry in entries]
 
 
@@ -104,30 +107,50 @@ class IoVec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
+def fill_up() -> list[mmap.mmap]:
+    """All memory that user pages can have at this moment, in small pages. Clean page cache makes room."""
+    Path("/proc/sys/vm/drop_caches").write_text("3")  # Documentation/admin-guide/sysctl/vm.rst
+    held = take_until(4 * CHUNK >> 10)
+    while meminfo("MemAvailable") - DIRTY_RESERVE_KB > DIRTY_CHUNK >> 10:
+        held.append(take(DIRTY_CHUNK))
+    return held
+
+
 def pin(every: int) -> None:
     first, last = area()
     step = every // PAGE
-    chosen: dict[int, int] = {}  # which part of the area -> address of a page of ours in it
-    held = take_until(RESERVE_KB)
-    for chunk in held:
-        address, numbers = frames(chunk)
-        for index, frame in enumerate(numbers):
-            if first <= frame < last:
-                chosen.setdefault((frame - first) // step, address + index * PAGE)
+    parts = -(-(last - first) // step)
     out, into = os.pipe()
     # A pipe holds one page a slot; root may go beyond fs.pipe-max-size.
-    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, max(len(chosen), 1) * PAGE)
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, parts * PAGE)
     libc = ctypes.CDLL(None, use_errno=True)
-    pinned = 0
-    for page in chosen.values():
-        vector = IoVec(page, PAGE)
-        if libc.vmsplice(into, ctypes.byref(vector), ctypes.c_ulong(1), ctypes.c_uint(0)) == PAGE:
-            pinned += 1
-    for chunk in held:
-        chunk.close()
-    say(pinned=pinned, parts=-(-(last - first) // step), pid=os.getpid())
+    pinned: set[int] = set()
+    # What is free at the end of one round is held by user pages in another.
+    for _ in range(PIN_ROUNDS):
+        held = fill_up()
+        for chunk in held:
+            address, numbers = frames(chunk)
+            for index, frame in enumerate(numbers):
+                part = (frame - first) // step
+                if not first <= frame < last or part in pinned:
+                    continue
+                vector = IoVec(address + index * PAGE, PAGE)
+                if libc.vmsplice(into, ctypes.byref(vector), ctypes.c_ulong(1), ctypes.c_uint(0)) == PAGE:
+                    pinned.add(part)
+        for chunk in held:
+            chunk.close()
+        if len(pinned) > parts * 19 // 20:
+            break
+    longest = max((len(run) for run in gaps(parts, pinned)), default=0)
+    say(pinned=len(pinned), parts=parts, largest_gap=longest * every, pid=os.getpid())
     time.sleep(HOLD_SECONDS)
     os.close(out)
+
+
+def gaps(parts: int, pinned: set[int]) -> list[range]:
+    """The runs of parts in which nothing is pinned."""
+    marks = [-1, *sorted(pinned), parts]
+    return [range(low + 1, high) for low, high in itertools.pairwise(marks)]
 
 
 def fill(leave: int) -> None:
