@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from orchestrator.domain.errors import InputError
 from orchestrator.lab.progress import ProgressEvent
 
 if TYPE_CHECKING:
+    from orchestrator.lab.scenarios.kernels import Kernels
     from orchestrator.lab.scenarios.result import ScenarioResult
     from orchestrator.lab.scenarios.spec import Scenario
 
@@ -40,6 +42,12 @@ def lab_test(
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the evidence: consoles, journals, what each fault did.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out what has passed in the --keep folder already.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Append the results, with date and commit, to this Markdown file.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, max=64, help="VMs at once, at most; default: one a processor.")
     ] = None,
@@ -53,9 +61,32 @@ def lab_test(
         if list_only:
             _list(chosen, as_json)
             return
-        if junit is not None and not junit.absolute().parent.is_dir():
-            raise InputError(f"there is no folder for {junit}", hint="make it first, or name another file")
-        sys.exit(_run(chosen, kernel, target, junit, keep or _default_keep(), jobs, as_json))
+        for file in (junit, record):
+            if file is not None and not file.absolute().parent.is_dir():
+                raise InputError(f"there is no folder for {file}", hint="make it first, or name another file")
+        if resume and keep is None:
+            raise InputError("--resume without --keep", hint="name the folder of the run that is to go on")
+        wanted = _Wanted(kernel, target, keep or _default_keep(), resume, jobs)
+        results, kernels = _run(chosen, wanted)
+        _write(results, kernels, wanted.keep.absolute(), junit, record)
+        if as_json:
+            print_json(_json(results, kernels, wanted.keep.absolute()))
+        else:
+            _table(results)
+        good = all(result.as_expected for result in results)
+        some = any(result.verdict == "passed" for result in results)
+        sys.exit(ExitCode.DONE if good and some else ExitCode.FAILED)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What to run on, and where."""
+
+    kernel: str
+    target: str
+    keep: Path
+    resume: bool
+    jobs: int | None
 
 
 def _default_keep() -> Path:
@@ -75,54 +106,82 @@ def _list(scenarios: Sequence[Scenario], as_json: bool) -> None:
     stdout_console().print(table)
 
 
-def _run(
-    scenarios: Sequence[Scenario],
-    kernel: str,
-    target: str,
-    junit_file: Path | None,
-    keep: Path,
-    jobs: int | None,
-    as_json: bool,
-) -> int:
+def _run(scenarios: Sequence[Scenario], wanted: _Wanted) -> tuple[list[ScenarioResult], Kernels]:
+    """Run what has to be run; each result is on disk as soon as it is there."""
     from orchestrator.lab.scenarios.kernels import resolve_kernels
+    from orchestrator.lab.scenarios.record import ended_well, remember
     from orchestrator.lab.scenarios.runner import Runner, default_jobs
 
-    keep = keep.absolute()
+    keep = wanted.keep.absolute()
+
+    def observe(result: ScenarioResult) -> None:
+        remember(keep, way, result)
+        _show_result(result)
+
     with _stop_once():
-        kernels = resolve_kernels(kernel, target, _show)
+        kernels = resolve_kernels(wanted.kernel, wanted.target, _show)
         keep.mkdir(parents=True, exist_ok=True)
-        stderr_console().print(
-            f"{len(scenarios)} scenarios, from {kernels.source.release} to {kernels.target.release}; "
-            f"evidence: {keep}"
-        )
-        results = Runner(kernels, keep, jobs or default_jobs(), _show, _show_result).run(scenarios)
-    record: dict[str, object] = {
+        way = _way(kernels)
+        known = ended_well(keep, way) if wanted.resume else {}
+        left = [item for item in scenarios if item.name not in known]
+        stderr_console().print(f"{len(left)} of {len(scenarios)} scenarios, from {way}; evidence: {keep}")
+        fresh = Runner(kernels, keep, wanted.jobs or default_jobs(), _show, observe).run(left)
+    known |= {result.name: result for result in fresh}
+    return [known[str(item.name)] for item in scenarios], kernels
+
+
+def _way(kernels: Kernels) -> str:
+    return f"{kernels.source.release} to {kernels.target.release}"
+
+
+def _json(results: Sequence[ScenarioResult], kernels: Kernels, keep: Path) -> dict[str, object]:
+    return {
         "kernel": kernels.source.release,
         "target": kernels.target.release,
         "evidence": str(keep),
         "results": [result.as_dict() for result in results],
     }
-    _write_files(results, record, keep, junit_file)
-    if as_json:
-        print_json(record)
-    else:
-        _table(results)
-    good = all(result.as_expected for result in results)
-    return ExitCode.DONE if good and any(r.verdict == "passed" for r in results) else ExitCode.FAILED
 
 
-def _write_files(
-    results: Sequence[ScenarioResult], record: dict[str, object], keep: Path, junit_file: Path | None
+def _write(
+    results: Sequence[ScenarioResult],
+    kernels: Kernels,
+    keep: Path,
+    junit_file: Path | None,
+    record: Path | None,
 ) -> None:
     import json
 
     from orchestrator.lab.scenarios.junit import junit
+    from orchestrator.lab.scenarios.record import write_record
 
-    (keep / "results.json").write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
-    document = junit(results, f"kexec-fleet lab test {record['kernel']} to {record['target']}")
+    text = json.dumps(_json(results, kernels, keep), indent=1, default=str)
+    (keep / "results.json").write_text(text, encoding="utf-8")
+    document = junit(results, f"kexec-fleet lab test {_way(kernels)}")
     (keep / "results.xml").write_bytes(document)
     if junit_file is not None:
         junit_file.write_bytes(document)
+    if record is not None:
+        date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        command = f"kexec-fleet lab test --kernel {kernels.source.release} --target {kernels.target.release}"
+        write_record(record, results, date=date, commit=_commit(), command=command, kernels=_way(kernels))
+
+
+def _commit() -> str:
+    """The commit that this program was run from, as far as git knows."""
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "not known"
+    return done.stdout.strip() or "not known"
 
 
 def _table(results: Sequence[ScenarioResult]) -> None:
