@@ -18,6 +18,7 @@ import re
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK = 16 << 20
@@ -28,6 +29,7 @@ RESERVE_KB = 80 << 10  # what sshd and an agent need while we hold the rest
 DIRTY_RESERVE_KB = 28 << 10
 DIRTY_CHUNK = 2 << 20
 PIN_ROUNDS = 4
+LOOKS_A_PART = 16
 HOLD_SECONDS = 3600.0
 MADV_HUGEPAGE, MADV_NOHUGEPAGE = 14, 15  # include/uapi/asm-generic/mman-common.h
 PFN_MASK = (1 << 55) - 1  # Documentation/admin-guide/mm/pagemap.rst
@@ -52,11 +54,13 @@ def take(size: int = CHUNK, advice: int = MADV_NOHUGEPAGE) -> mmap.mmap:
     return chunk
 
 
-def take_until(left_kb: int) -> list[mmap.mmap]:
-    held = []
-    while meminfo("MemAvailable") - (CHUNK >> 10) > left_kb:
-        held.append(take())
-    return held
+def take_until(left_kb: int) -> Iterator[mmap.mmap]:
+    """Chunks until so little is available: large ones of huge pages, then small ones for the rest.
+
+    An emulated guest takes a huge page in the time of a small one.
+    """
+    while (left := meminfo("MemAvailable") - left_kb) > DIRTY_CHUNK >> 10:
+        yield take(CHUNK, MADV_HUGEPAGE) if left > 4 * CHUNK >> 10 else take(DIRTY_CHUNK)
 
 
 def dirty(rounds: int) -> None:
@@ -65,10 +69,8 @@ def dirty(rounds: int) -> None:
     for _ in range(rounds):
         done += 1
         held = []
-        while (left := meminfo("MemAvailable") - DIRTY_RESERVE_KB) > DIRTY_CHUNK >> 10:
-            # An emulated guest takes a huge page in the time of a small one.
-            much = left > 4 * CHUNK >> 10
-            held.append(take(CHUNK, MADV_HUGEPAGE) if much else take(DIRTY_CHUNK))
+        for chunk in take_until(DIRTY_RESERVE_KB):
+            held.append(chunk)
             least = min(least, meminfo("CmaFree"))
         for chunk in held:
             chunk.close()
@@ -107,15 +109,6 @@ class IoVec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-def fill_up() -> list[mmap.mmap]:
-    """All memory that user pages can have at this moment, in small pages. Clean page cache makes room."""
-    Path("/proc/sys/vm/drop_caches").write_text("3")  # Documentation/admin-guide/sysctl/vm.rst
-    held = take_until(4 * CHUNK >> 10)
-    while meminfo("MemAvailable") - DIRTY_RESERVE_KB > DIRTY_CHUNK >> 10:
-        held.append(take(DIRTY_CHUNK))
-    return held
-
-
 def pin(every: int) -> None:
     first, last = area()
     step = every // PAGE
@@ -127,10 +120,14 @@ def pin(every: int) -> None:
     pinned: set[int] = set()
     # What is free at the end of one round is held by user pages in another.
     for _ in range(PIN_ROUNDS):
-        held = fill_up()
+        # Clean page cache makes room (Documentation/admin-guide/sysctl/vm.rst).
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        held, before = list(take_until(DIRTY_RESERVE_KB)), len(pinned)
         for chunk in held:
             address, numbers = frames(chunk)
-            for index, frame in enumerate(numbers):
+            # Neighbours in memory are mostly neighbours in the area: a look here and there finds each part.
+            for index in range(0, len(numbers), max(1, step // LOOKS_A_PART)):
+                frame = numbers[index]
                 part = (frame - first) // step
                 if not first <= frame < last or part in pinned:
                     continue
@@ -139,7 +136,7 @@ def pin(every: int) -> None:
                     pinned.add(part)
         for chunk in held:
             chunk.close()
-        if len(pinned) > parts * 19 // 20:
+        if len(pinned) - before <= parts // 50:
             break
     longest = max((len(run) for run in gaps(parts, pinned)), default=0)
     say(pinned=len(pinned), parts=parts, largest_gap=longest * every, pid=os.getpid())
@@ -155,8 +152,8 @@ def gaps(parts: int, pinned: set[int]) -> list[range]:
 
 def fill(leave: int) -> None:
     Path("/proc/self/oom_score_adj").write_text("-1000")
-    held = take_until(leave >> 10)
-    say(taken_kb=len(held) * CHUNK >> 10, available_kb=meminfo("MemAvailable"), pid=os.getpid())
+    held = list(take_until(leave >> 10))
+    say(taken_kb=sum(map(len, held)) >> 10, available_kb=meminfo("MemAvailable"), pid=os.getpid())
     time.sleep(HOLD_SECONDS)
 
 
