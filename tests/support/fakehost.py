@@ -55,6 +55,7 @@ class FakeHost:
     jumps: list[str] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     flags: list[int] = field(default_factory=list)
+    leaked_pages: int = 0  # what an unload does not give back
     misaligned: bool = False  # what a load into an empty CMA area is
     spacer_refused: bool = False
     readbacks: list[dict[str, Any]] = field(default_factory=list)  # what memory holds instead of the image
@@ -217,7 +218,7 @@ class FakeHost:
     def unload(self, claim: Claim, deadline: Deadline) -> dict[str, Any]:
         self.loaded = None
         self.holds_spacer = False
-        return {"cma_after": fakeplacement.counters(0)}
+        return {"cma_after": fakeplacement.counters(self.leaked_pages)}
 
     def arm(
         self, claim: Claim, method: str, lead: float, deadline: Deadline, *, watchdog: float | None = None

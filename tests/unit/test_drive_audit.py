@@ -202,3 +202,14 @@ def test_an_image_that_crashes_the_host_at_load_is_not_even_loaded(
     record = drives.run()
     assert record.phase is Phase.FAILED and "erratum" in record.reason
     assert host.flags == [] and host.jumps == []
+
+
+def test_a_load_whose_process_was_killed_leaves_a_leak_that_is_said_and_no_cma_follows(
+    journal: Journal,
+) -> None:
+    died = HostRefused("web1", "load", "the keeper ended: it was killed", code="keeper_died")
+    host = FakeHost(breaks_at={"load": died}, leaked_pages=15424)
+    drives = Drives(journal, host)
+    assert drives.run().phase is Phase.DONE
+    assert drives.tried == [("cma", Outcome.LOAD_REFUSED), ("no_cma", Outcome.BOOTED)]
+    assert "15424 pages of CMA leaked" in drives.record.attempts[0].message

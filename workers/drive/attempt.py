@@ -15,7 +15,7 @@ from workers.drive.bench import Bench
 from workers.drive.conclude import rejected_text, rejection
 from workers.drive.context import AttemptOver, HostDrive, phase_event
 from workers.drive.jump import REARMS, jump
-from workers.drive.place import AuditRefused, LoadRefused, Placed, Placer, load_dict, repair_text, said
+from workers.drive.place import AuditRefused, LoadRefused, Placed, Placer, load_dict, repair_text
 from workers.drive.preload import command_line, require_loadable
 from workers.drive.reach import Session
 from workers.drive.target import Target, bring
@@ -123,7 +123,7 @@ def _end_refused_load(drive: HostDrive, refused: LoadRefused) -> None:
     drive.end_attempt(
         Outcome.LOAD_REFUSED,
         Phase.PENDING,
-        said(answer),
+        str(refused),
         hint="the kernel's log lines of the load are in the journal (`rollout events`)",
         errno=answer.errno,
     )

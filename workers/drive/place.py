@@ -30,15 +30,25 @@ from workers.drive.target import Target
 STILL_LOADING_FACTOR = 5
 """A load past its deadline is waited for this many deadlines more: killing it leaks CMA until a reboot."""
 
+DIED = "died"
+"""State of a load whose process was killed: nobody knows how far it came."""
+
 AFTER_LOAD, BEFORE_JUMP = "after the load", "before the jump"
 
 
 class LoadRefused(Exception):
-    """The kernel did not take the image; nothing is loaded. `answer` says what it said."""
+    """The kernel did not take the image; nothing is loaded. `answer` says what it said.
 
-    def __init__(self, answer: LoadAnswer) -> None:
-        super().__init__(said(answer))
+    `leaked`: pages of the CMA area that did not come back (kernel/kexec_file.c, Linux 7.3: a load that fails
+    or is killed after its segments were placed never frees them).
+    """
+
+    def __init__(self, answer: LoadAnswer, leaked: int) -> None:
+        super().__init__(
+            said(answer) + (f"; {leaked} pages of CMA leaked until the next boot" if leaked else "")
+        )
         self.answer = answer
+        self.leaked = leaked
 
 
 class RepairFailed(Exception):
@@ -164,17 +174,19 @@ class Placer:
             return f"only {placement.bytes_in_cma} of {placement.bytes_total} bytes lie in CMA"
         return ""
 
-    def unload(self) -> None:
-        """Unload, and say where the kernel kept pages of the area for good (a leak, until the next boot)."""
+    def unload(self) -> int:
+        """Unload; the number of the area's pages that are not free again: a leak, which is noted."""
         answer = self.bench.agent.unload(self.bench.claim(), Deadline.after(self.deadlines.load))
         self._free = free_pages(mapping_of(answer.get("cma_after")), self.facts)
-        if self._baseline is not None and self._free is not None and self._free < self._baseline:
-            gone = self._baseline - self._free
-            self.bench.note(
-                f"{gone} pages of the CMA area are not free again after the unload: leaked until the next "
-                f"boot, or taken by somebody else",
-                leaked_pages=gone,
-            )
+        if self._baseline is None or self._free is None or self._free >= self._baseline:
+            return 0
+        gone = self._baseline - self._free
+        self.bench.note(
+            f"{gone} pages of the CMA area are not free again after the unload: leaked until the next boot, "
+            f"or taken by somebody else",
+            leaked_pages=gone,
+        )
+        return gone
 
     def _plan(self, tries: Sequence[Try], signed: bool) -> Repair | NoRepair:
         if self.step.path is not LoadPath.CMA:
@@ -214,7 +226,7 @@ class Placer:
                 self.bench.note("a spacer is loaded", log=list(answer.log), seconds=answer.seconds)
             placed = self._audited(self._load(target), target, repair, before)
         except LoadRefused as refused:
-            raise RepairFailed(said(refused.answer)) from refused
+            raise RepairFailed(str(refused)) from refused
         except HostRefused as error:
             self.unload()
             raise RepairFailed(f"{error.step}: {error.message}") from error
@@ -283,6 +295,18 @@ class Placer:
 
     def _load(self, target: Target) -> LoadAnswer:
         """One kexec_file_load. Raises LoadRefused; HostLost where it never comes back."""
+        try:
+            answer = self._asked(target)
+        except HostRefused as error:
+            if error.code != "keeper_died":
+                raise
+            answer = LoadAnswer(DIED, 0.0, None, None, self.step.flags, (), False, {}, {}, None, {})
+        if answer.state != "loaded":
+            raise LoadRefused(answer, self.unload())
+        return answer
+
+    def _asked(self, target: Target) -> LoadAnswer:
+        """The load's answer, waited for past its deadline: killing it would leak CMA."""
         agent, claim, wait = self.bench.agent, self.bench.claim, self.deadlines.load
         answer = agent.load(
             claim(),
@@ -308,9 +332,6 @@ class Placer:
                     code="still_loading",
                 )
             answer = agent.load_wait(claim(), patience.sooner(wait))
-        if answer.state != "loaded":
-            self.unload()
-            raise LoadRefused(answer)
         return answer
 
 
@@ -331,6 +352,8 @@ def load_dict(answer: LoadAnswer) -> dict[str, Any]:
 
 def said(answer: LoadAnswer) -> str:
     """What the kernel answered, and the last thing that it logged about the load."""
+    if answer.state == DIED:
+        return "the process inside kexec_file_load was killed"
     log = answer.log
     last = log[-1].partition(";")[2] or log[-1] if log else "the kernel logged nothing"
     return f"kexec_file_load: {answer.errname or answer.errno}: {last}"
