@@ -151,6 +151,28 @@ def test_a_lost_memory_block_is_noticed_on_small_machines(gib: int) -> None:
     assert judged(new, old).verdict is Verdict.FAIL
 
 
+def test_an_initrd_that_is_kept_is_not_memory_that_is_gone() -> None:
+    """Seen in the lab: 100 MiB of initrd kept on a host of 2 GiB was called a loss of memory."""
+    less = changed("memory/MemTotal", 2020584 - 132 * 1024)
+    kept = Expectation(nonce="n", old_boot_id="b", initrd_size=100 << 20)
+    lines = ("quiet", "quiet retain_initrd")
+
+    def verdict(new: dict[str, Any], cmdlines: tuple[str, str], expectation: Expectation) -> Verdict:
+        before, after = (parse_facts({"cmdline": line}) for line in cmdlines)
+        return machine.judge(
+            Before(facts=before, collected={"machine": MACHINE}),
+            After(facts=after, collected={"machine": new}),
+            expectation,
+        ).verdict
+
+    assert verdict(less, lines, kept) is Verdict.PASS
+    assert verdict(less, ("quiet", "quiet"), kept) is Verdict.FAIL, "nothing is kept without the word"
+    much_less = changed("memory/MemTotal", 2020584 - 260 * 1024)
+    assert verdict(much_less, lines, kept) is Verdict.FAIL, "more is gone than the initrd"
+    more = changed("memory/MemTotal", 2020584 + 256 * 1024)
+    assert verdict(more, lines[::-1], kept) is Verdict.PASS, "the old kernel kept one, of a size unknown"
+
+
 UNPACKED = "6,301,1192776,-;Trying to unpack rootfs image as initramfs..."
 FREED = "6,320,1826425,-;Freeing initrd memory: 43720K"
 # Seen on 7.3.4 after a jump with a misaligned kernel in CMA.

@@ -143,6 +143,7 @@ def _judge(
             version=(staged.get("header") or {}).get("version"),
             # As it was loaded: a repair may have padded it.
             initrd_sha256=(attempt.loaded or {}).get("initrd_sha256") or staged.get("initrd_sha256"),
+            initrd_size=staged.get("initrd_size"),
             log_ignore=drive.spec.playbook.checks.log_ignore,
         ),
         skip=drive.spec.playbook.checks.skip,

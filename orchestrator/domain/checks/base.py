@@ -88,6 +88,7 @@ class Expectation:
     build_id: str | None = None  # hex; None: the image could not be read
     version: str | None = None  # the header's whole text, "RELEASE (who@where) #1 SMP ... (date)"
     initrd_sha256: str | None = None  # of the initrd as it was loaded
+    initrd_size: int | None = None  # bytes of the initrd as it was staged; None: not known, 0: there is none
     log_ignore: tuple[str, ...] = ()  # the playbook's regular expressions
 
 

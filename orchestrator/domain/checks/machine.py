@@ -32,12 +32,13 @@ _TAKES_MEMORY = frozenset(
 _Finding = tuple[Verdict, str]
 
 
-def judge(before: Before, after: After, _expectation: Expectation) -> CheckResult:
+def judge(before: Before, after: After, expectation: Expectation) -> CheckResult:
     """Fail for what is gone, inconclusive for what is there in another way or cannot be compared."""
     old, new = _machine(before), _machine(after)
+    kept = expectation.initrd_size or 0
     findings = [
         *_cpus(before.facts.cmdline, after.facts.cmdline, old.cpus_online, new.cpus_online),
-        *_memory(before.facts.cmdline, after.facts.cmdline, old.mem_total_bytes, new.mem_total_bytes),
+        *_memory(before.facts.cmdline, after.facts.cmdline, old.mem_total_bytes, new.mem_total_bytes, kept),
         *_nodes(before, after),
         *_net(old.net, new.net),
         *_routes(before, after),
@@ -78,10 +79,21 @@ def _cpus(old_line: str | None, new_line: str | None, old: int | None, new: int 
     return [(verdict, f"{new} CPUs online, {old} before{deliberate}")]
 
 
-def _memory(old_line: str | None, new_line: str | None, old: int | None, new: int | None) -> list[_Finding]:
+def _keeps_initrd(line: str | None) -> bool:
+    """An initrd that stays in memory is never added to MemTotal (retain_initrd, init/initramfs.c)."""
+    return any(parameter(word) == "retain_initrd" for word in split_words(line or ""))
+
+
+def _memory(
+    old_line: str | None, new_line: str | None, old: int | None, new: int | None, initrd: int
+) -> list[_Finding]:
+    """`initrd`: bytes of the new kernel's."""
     if old is None or new is None:
         return [(Verdict.INCONCLUSIVE, "the size of the memory is not known")]
-    if abs(new - old) <= old * MEMORY_TOLERANCE_SHARE + MEMORY_TOLERANCE_BYTES:
+    tolerance = old * MEMORY_TOLERANCE_SHARE + MEMORY_TOLERANCE_BYTES
+    kept = initrd if _keeps_initrd(new_line) else 0
+    more_is_fine = _keeps_initrd(old_line)  # by how much, nobody knows: the old one's size
+    if old - kept - tolerance <= new and (more_is_fine or new <= old + tolerance):
         return []
     deliberate = _asked(old_line, new_line, _TAKES_MEMORY)
     verdict = Verdict.FAIL if new < old and not deliberate else Verdict.INCONCLUSIVE
