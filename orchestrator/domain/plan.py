@@ -16,7 +16,7 @@ from orchestrator.domain.facts import HostFacts, selector_facts
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.ladder import Load, PastAttempt, Step, next_step
 from orchestrator.domain.playbook import Playbook
-from orchestrator.domain.policy import CmaPolicy
+from orchestrator.domain.policy import AuditMode, CmaPolicy
 from orchestrator.domain.rollout import Outcome
 from orchestrator.domain.selector import Match, Selection, Selector, select
 from orchestrator.domain.strategy import waves
@@ -174,6 +174,8 @@ class _Planner:
             steps = self.ladder(facts) if facts else (self.policy(),)
             if not steps:
                 action, reason = Action.REFUSE, self.why_no_step(facts)
+            else:
+                steps = (*steps, *self.caution())
         notes = []
         if host.name in self.selection.undecided:
             notes.append("whether it is meant is decided when its facts are there")
@@ -259,6 +261,16 @@ class _Planner:
             CmaPolicy.NEVER: "NO_CMA",
         }[self.playbook.cma.use]
         return f"{way} ({many})"
+
+    def caution(self) -> tuple[str, ...]:
+        """What the playbook switches off that keeps hosts from harm."""
+        cma = self.playbook.cma
+        said = []
+        if cma.audit is AuditMode.REPORT:
+            said.append("THE AUDIT ONLY REPORTS: a hazardous image is jumped to")
+        if not cma.repair and cma.use is not CmaPolicy.NEVER:
+            said.append("no repair of a hazardous placement in CMA")
+        return tuple(said)
 
     def ladder(self, facts: HostFacts) -> tuple[str, ...]:
         """The attempts that would be made if each one failed."""

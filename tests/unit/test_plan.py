@@ -13,7 +13,7 @@ from orchestrator.domain.errors import CommandLineTooLong, InputError
 from orchestrator.domain.facts import CmaArea, HostFacts
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.plan import Action, HostPlan, check_command_line, choose_hosts, make_plan
-from orchestrator.domain.playbook import Playbook
+from orchestrator.domain.playbook import HostImage, Kernel, Playbook
 from orchestrator.loading.images import inspect_images
 from tests.support.images import BUILD_ID, RELEASE, bzimage, cpio
 
@@ -163,3 +163,16 @@ def test_images_on_the_hosts(tmp_path: Path) -> None:
     plan = make_plan(plays, INVENTORY, Images(), facts={"web1": CMA})
     assert "/boot/vmlinuz-*" in plan.target
     assert plan.hosts[0].action is Action.JUMP
+
+
+def test_a_plan_says_when_hazards_are_only_reported(tmp_path: Path) -> None:
+    hosts = {"a": Host(name="a", address="192.0.2.1")}
+    kernel = Kernel(on_host=HostImage(image="/boot/vmlinuz"))
+
+    def steps(cma: object) -> str:
+        playbook = Playbook.model_validate({"name": "p", "kernel": kernel, "cma": cma})
+        return " ".join(make_plan(playbook, Inventory(hosts=hosts), Images()).hosts[0].steps)
+
+    assert "AUDIT ONLY REPORTS" in steps({"audit": "report", "repair": False})
+    assert "no repair" in steps({"repair": False})
+    assert "REPORTS" not in steps("prefer") and "no repair" not in steps("prefer")
