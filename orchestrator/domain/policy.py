@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Self
 
-from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
 from pydantic_core import CoreSchema
 
 from orchestrator.domain.values import Invalid, Seconds, Text, Value, Words, name_hint
+
+WATCHDOG_SECONDS = (5.0, 3600.0)
+"""Least and most that the agent arms a watchdog with (workers/hostagent/watchdog.py)."""
+
+GUARD_SECONDS = (10.0, 86400.0)
+"""Least and most that the agent takes for a boot guard (workers/hostagent/guard.py)."""
 
 
 class CmaPolicy(StrEnum):
@@ -67,6 +73,17 @@ class Recovery(Value):
         description="the new boot reboots by itself when we have not confirmed it in this time",
     )
 
+    @field_validator("watchdog", "guard")
+    @classmethod
+    def _the_host_takes_it(cls, value: float | None, info: ValidationInfo) -> float | None:
+        least, most = WATCHDOG_SECONDS if info.field_name == "watchdog" else GUARD_SECONDS
+        if value is not None and not least <= value <= most:
+            raise Invalid(
+                f"{value:g} s, and a host takes {least:g} to {most:g} s",
+                "write for instance 2m; well above the time from the jump until the new kernel is up",
+            )
+        return value
+
 
 class FinaliseMethod(StrEnum):
     """How the new kernel becomes the one that the firmware's boot takes."""
@@ -100,10 +117,27 @@ class Finalise(Value):
         if runs and not self.run:
             raise Invalid(f"`method: {self.method}` and nothing to run", "write run: [program, words]")
         if self.run and not runs:
-            raise Invalid(f"`run` belongs to command and local, not to {self.method}", at=("run",))
+            raise Invalid(
+                f"`run` belongs to command and local, not to {self.method}",
+                "write `method: command` or `method: local`, or take `run` away",
+                at=("run",),
+            )
         if self.entry and self.method not in (FinaliseMethod.GRUB, FinaliseMethod.BOOTCTL):
-            raise Invalid(f"`entry` belongs to grub and bootctl, not to {self.method}", at=("entry",))
+            raise Invalid(
+                f"`entry` belongs to grub and bootctl, not to {self.method}",
+                "write `method: grub` or `method: bootctl`, or take `entry` away",
+                at=("entry",),
+            )
         return self
+
+    @field_validator("run")
+    @classmethod
+    def _can_be_run(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # Found only after every host has booted, a slip here would fail them all.
+        for word in value:
+            if not word.strip() or "\0" in word:
+                raise Invalid(f"not a word of a command: {word!r}", "write run: [program, words]")
+        return value
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -10,12 +10,13 @@ from orchestrator.domain.errors import InputError
 from orchestrator.domain.inventory import Host, Inventory
 from orchestrator.domain.plan import make_plan
 from orchestrator.domain.playbook import FailureBudget, Playbook, WaveSize
-from orchestrator.domain.policy import CmaPolicy
+from orchestrator.domain.policy import GUARD_SECONDS, WATCHDOG_SECONDS, CmaPolicy
 from orchestrator.domain.values import parse_duration
 from orchestrator.loading.images import inspect_images
 from orchestrator.loading.inventory import load_inventory
 from orchestrator.loading.playbook import load_playbook
 from tests.support.images import lab_variables
+from workers.hostagent import guard, watchdog
 
 EXAMPLES = Path(__file__).parents[2] / "playbooks"
 LAB_HOSTS = {
@@ -216,3 +217,32 @@ def test_shipped_examples_explain_themselves(name: str) -> None:
     text = (EXAMPLES / name).read_text()
     assert text.startswith("# "), "what it is for comes first"
     assert len([line for line in text.splitlines()[1:] if "#" in line]) >= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "words"),
+    [
+        ("recovery: {watchdog: 4s}", 22, "a host takes 5 to 3600 s"),
+        ("recovery: {watchdog: 61m}", 22, "a host takes 5 to 3600 s"),
+        ("recovery: {guard: 9s}", 19, "a host takes 10 to 86400 s"),
+        ("recovery: {gaurd: 9s}", 12, "unknown key `gaurd`"),
+        ("finalise: command", 11, "nothing to run"),
+        ("finalise: {method: grub, run: [x]}", 31, "`run` belongs to"),
+        ("finalise: {method: local, run: [x], entry: y}", 44, "`entry` belongs to"),
+        ('finalise: {method: command, run: ""}', 34, "not a word of a command"),
+        ('finalise: {method: local, run: [a, "b\\0c"]}', 32, "not a word of a command"),
+    ],
+)
+def test_what_a_host_would_refuse_after_the_load_is_refused_at_once(
+    text: str, column: int, words: str, tmp_path: Path
+) -> None:
+    error = refused(tmp_path, START + text + "\n")
+    assert error.position is not None and (error.position.line, error.position.column) == (3, column)
+    assert words in error.message
+
+
+def test_the_limits_are_those_of_the_agent(tmp_path: Path) -> None:
+    assert (watchdog.LEAST, watchdog.MOST) == WATCHDOG_SECONDS
+    assert (guard.LEAST, guard.MOST) == GUARD_SECONDS
+    recovery = load(tmp_path, START + "recovery: {watchdog: 5s, guard: 24h}\n").recovery
+    assert (recovery.watchdog, recovery.guard) == (5, 86400)
