@@ -86,6 +86,7 @@ _MESSAGES = {
     "too_short": ("it is empty", "write at least one"),
     "string_pattern_mismatch": ("{input} does not look right", "it must match {pattern}"),
     "dict_type": ("a mapping is wanted, not {input}", "write `key: value` lines below it, indented"),
+    "model_attributes_type": ("a mapping is wanted, not {input}", "write {{kind: ...}}"),
     "model_type": ("a mapping is wanted, not {input}", "write `key: value` lines below it, indented"),
     "tuple_type": ("a list is wanted, not {input}", "write [one, two] or `- one` lines below it"),
     "greater_than_equal": ("{input} is too small", "write {ge} or more"),

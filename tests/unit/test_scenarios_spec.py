@@ -54,6 +54,8 @@ def test_a_shipped_scenario_is_sound_and_becomes_a_valid_playbook(name: str, tmp
         (("phase: done", "fase: done"), "5:10", "unknown key `fase`"),
         (("phase: done", "phase: don"), "5:17", "'don' is not one of"),
         (("phase: done", ""), "5:9", "cannot fail"),
+        (("phase: done", "attempts: [{stage: purgatry}]"), "5:29", "'purgatry' is not one of"),
+        (("{kind: none}", "none"), "3:8", "a mapping is wanted, not 'none'"),
         (("phase: done", "console: ['(']"), "5:19", "not a regular expression"),
         (("expect:\n- then: {phase: done}", ""), "1:1", "`expect` is missing"),
         (("description: d", "description: d\npolicy: {cma: prefre}"), "3:15", "prefre"),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from orchestrator.domain.deathstage import DeathStage
 from orchestrator.domain.errors import InputError
 from orchestrator.domain.ladder import LoadPath
 from orchestrator.domain.rollout import Outcome, Phase
@@ -142,7 +143,7 @@ class AttemptExpected(Value):
 
     path: LoadPath | None = None
     outcome: Annotated[tuple[Outcome, ...] | None, BeforeValidator(_one_or_many)] = None
-    stage: Annotated[tuple[Text, ...] | None, BeforeValidator(_one_or_many)] = None  # of death
+    stage: Annotated[tuple[DeathStage, ...] | None, BeforeValidator(_one_or_many)] = None
     in_cma: Annotated[tuple[InCma, ...] | None, BeforeValidator(_one_or_many)] = None
     kernel_misaligned: bool | None = None
     message: Words = Field(default=(), description="regular expressions for the attempt's message")
