@@ -47,7 +47,7 @@ def doctor(
         bool, typer.Option("--repair/--no-repair", help="Try the repairs that the audit asks for.")
     ] = True,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where an image is loaded: it is lost.")
+        bool, typer.Option("--force", help="Also where an image is loaded (lost then), or loads are counted.")
     ] = False,
     journal: JournalFile = None,
     as_json: Json = False,

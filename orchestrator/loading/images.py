@@ -112,12 +112,12 @@ def _explained(playbook: Playbook, place: ValuePath, path: str) -> Iterator[None
     try:
         yield
     except OSError as error:
-        hint = (
-            "a relative name starts at the playbook's folder" if isinstance(error, FileNotFoundError) else ""
-        )
+        hint = "check its permissions"
+        if isinstance(error, FileNotFoundError):
+            hint = "a relative name starts at the playbook's folder" if position else "check the path"
         raise InputError(
             f"cannot read {path}: {error.strerror or error}",
-            hint=hint or "check its permissions",
+            hint=hint,
             position=position,
         ) from None
     except InputError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import doctor as command
+from orchestrator.domain.errors import HostRefused
 from orchestrator.domain.facts import HostFacts
 from orchestrator.domain.inventory import Host
 from orchestrator.journal.store import Journal
@@ -68,6 +68,11 @@ def test_bad_input_touches_no_host(run: Run, fleet: Fleet, words: Sequence[str],
     assert fleet.asked == []
 
 
+def test_a_file_of_the_command_line_is_not_looked_for_beside_a_playbook(run: Run, fleet: Fleet) -> None:
+    err = refused(run, "none: No such file", command=(*DOCTOR, "web1", "--image", "none"))
+    assert "hint: check the path" in err and "playbook" not in err
+
+
 def test_a_missing_host_word_is_bad_input(run: Run, fleet: Fleet) -> None:
     code, _, err = run(*DOCTOR)
     assert code == 2 and "hosts" in err and fleet.asked == []
@@ -88,7 +93,7 @@ def test_a_rollout_that_begins_meanwhile_is_seen_at_the_claim(
     first, second = (fleet.means.claim("web1", "b1") for _ in range(2))
     assert first.nonce and first.nonce != second.nonce and first.fence < second.fence
     monkeypatch.setattr(Journal, "is_driven", lambda self, host: True)
-    with pytest.raises(command.HostRefused, match="has begun to drive it"):
+    with pytest.raises(HostRefused, match="has begun to drive it"):
         fleet.means.claim("web1", "b1")
 
 
