@@ -104,25 +104,39 @@ async def ask(target: Target, place: Place, timeout_s: float) -> Outcome:
     return Outcome(sent, now(), how, "" if answered else "the connection was closed without an answer")
 
 
-def answers_within(host: Host, seconds: float) -> bool:
-    """Whether the host answers on the network once in that time; asked from a thread without a loop."""
+def answers_within(host: Host, seconds: float) -> bool | None:
+    """Whether anything of the host answers in that time; asked from a thread without a loop.
 
-    async def listen() -> bool:
-        target = Target.of(host)
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            try:
-                place = await asyncio.wait_for(look_up(target), left)
-            except (OSError, TimeoutError):
-                return False  # its name cannot be looked up: nobody can answer
-            outcome = await ask(target, place, min(left, _LISTEN_S))
-            if outcome.how is Ended.ANSWERED:
-                return True
-            # sshd (OpenSSH 9.8) penalises those who connect and leave; once in this time it tolerates.
-            await asyncio.sleep(min(max(until - time.monotonic(), 0.0), _LISTEN_S))
-        return False
+    Its probe service and its sshd are asked; a refused connection is its kernel's answer. None: it cannot be
+    told, because the fault is ours (no route, no name, no descriptors) or it is reached through a jump host.
+    """
+    if host.proxy_jump is not None:
+        return None
+    ssh = Target(ProbeKind.SSH, host.address, host.port, "/", "ssh banner")
+    targets = list(dict.fromkeys((Target.of(host), ssh)))
 
-    return asyncio.run(listen())
+    async def all_of_them() -> list[bool | None]:
+        return list(await asyncio.gather(*(_listen(target, seconds) for target in targets)))
+
+    found = asyncio.run(all_of_them())
+    return True if True in found else None if None in found else False
+
+
+async def _listen(target: Target, seconds: float) -> bool | None:
+    until = time.monotonic() + seconds
+    blind = False
+    while (left := until - time.monotonic()) > 0:
+        try:
+            place = await asyncio.wait_for(look_up(target), left)
+        except (OSError, TimeoutError):
+            return None  # its name cannot be looked up
+        outcome = await ask(target, place, min(left, _LISTEN_S))
+        if outcome.how is Ended.ANSWERED or outcome.why == os.strerror(errno.ECONNREFUSED):
+            return True
+        blind = blind or outcome.how is Ended.VOID
+        # sshd (OpenSSH 9.8) penalises those who connect and leave; once in this time it tolerates.
+        await asyncio.sleep(min(max(until - time.monotonic(), 0.0), _LISTEN_S))
+    return None if blind else False
 
 
 async def _exchange(target: Target, place: Place) -> bool:

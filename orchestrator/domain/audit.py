@@ -18,7 +18,7 @@ from orchestrator.domain.hazards import HazardKind as HazardKind
 from orchestrator.domain.hazards import Strength as Strength
 from orchestrator.domain.hazards import Weight as Weight
 from orchestrator.domain.ladder import KEXEC_FILE_NO_CMA
-from orchestrator.domain.placement import Placement, Role, Segment
+from orchestrator.domain.placement import EMPTY_COPY_LIST, Placement, Role, Segment
 from orchestrator.domain.rehearsal import Rehearsal
 from orchestrator.domain.tails import judge_contents
 
@@ -80,6 +80,8 @@ def _verdict(found: Sequence[Hazard], strength: Strength, unknown: str, reason: 
 
 def _cma_possible(placement: Placement, facts: HostFacts, no_cma: bool) -> bool:
     """Whether anything of this load may lie in CMA, as far as is known."""
+    if placement.head == EMPTY_COPY_LIST:
+        return True  # the kernel's own word, whatever the facts say
     flagged = no_cma or bool((placement.flags or 0) & KEXEC_FILE_NO_CMA)
     return not (flagged or facts.knows_no_cma is False or facts.has_cma_area is False)
 

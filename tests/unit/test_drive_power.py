@@ -223,15 +223,17 @@ def test_where_nobody_answers_our_own_network_may_be_down(journal: Journal) -> N
     assert drives.tried == [("cma", Outcome.SILENT), ("no_cma", Outcome.BOOTED)]
 
 
-@pytest.mark.parametrize("phase", [Phase.FAILED, Phase.LOST])
-def test_a_host_that_was_never_there_or_is_away_itself_is_no_witness(journal: Journal, phase: Phase) -> None:
+@pytest.mark.parametrize(("phase", "cycled"), [(Phase.FAILED, ["cycle"]), (Phase.LOST, [])])
+def test_a_host_that_was_never_there_is_no_witness_and_a_wave_silent_at_once_is_not_cycled(
+    journal: Journal, phase: Phase, cycled: list[str]
+) -> None:
     drives = drives_of(journal, FakeHost(on_go=silent_once), others=["web2"])
     lease = journal.acquire(drives.rollout, "web2")
     assert lease is not None
     journal.append_all(lease, [(EventKind.PHASE, {"phase": phase, "reason": "unreachable"})], attempt=0)
     journal.release(lease)
-    assert drives.run().phase is Phase.DONE
-    assert drives.host.powered == ["cycle"] and drives.asked == ["web1"]
+    assert drives.run().phase is (Phase.DONE if cycled else Phase.LOST)
+    assert drives.host.powered == cycled and drives.asked == ["web1"]
 
 
 def test_crashes_between_order_and_cycle_end_at_the_most_that_is_allowed(journal: Journal) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.domain.errors import HostError, HostRefused
+from orchestrator.domain.errors import HostError, HostLost, HostRefused
 from orchestrator.domain.events import EventKind
 from orchestrator.domain.policy import Finalise, FinaliseMethod
 from orchestrator.domain.rollout import Outcome
 from orchestrator.journal.rejections import Rejection
 from workers.deadline import Deadline
 from workers.drive.context import HostDrive, describe
-from workers.drive.reach import open_session
+from workers.drive.reach import Session, open_session
 from workers.localcommand import run_local
 
 AGAINST_KERNEL = frozenset({Outcome.FELL_BACK, Outcome.SILENT, Outcome.CORRUPTED})
@@ -41,6 +41,9 @@ def remember_rejection(drive: HostDrive) -> None:
     if not drive.record.attempts or drive.record.attempts[-1].outcome not in AGAINST_KERNEL:
         return
     last = drive.record.attempts[-1]
+    if drive.spec.playbook.recovery.guard is not None and not (last.evidence or {}).get("panic"):
+        drive.note("not held against the kernel: our own guard may have rebooted it, nobody saw it panic")
+        return
     if names := _names(drive):
         drive.write((EventKind.REJECTED, {"kernels": names, "reason": f"{last.outcome}: {last.message}"}))
 
@@ -51,29 +54,51 @@ def accept(drive: HostDrive) -> None:
         drive.write((EventKind.ACCEPTED, {"kernels": names}))
 
 
-def finalise(drive: HostDrive, staged: Mapping[str, Any]) -> str:
+OTHER_BOOT = "other_boot"
+
+
+def finalise(drive: HostDrive, staged: Mapping[str, Any], boot_id: str) -> str:
     """Make the running kernel the boot loader's default.
 
     Empty where that is done or not wanted, else why it is not. `staged`: the STAGED event of the attempt
-    that has booted.
+    that has booted; `boot_id`: the boot whose checks have passed. Raises HostLost where another boot answers.
     """
     wanted = drive.spec.playbook.finalise
     if wanted.method is FinaliseMethod.NONE:
         return ""
     try:
-        result = (
-            _local(drive, wanted, staged)
-            if wanted.method is FinaliseMethod.LOCAL
-            else _on_host(drive, wanted, staged)
-        )
+        if wanted.method is FinaliseMethod.LOCAL:
+            with _same_boot(drive, boot_id):
+                result = _local(drive, wanted, staged)
+        else:
+            result = _on_host(drive, wanted, staged, boot_id)
     except HostError as error:
+        if error.code == OTHER_BOOT:
+            raise
         drive.write((EventKind.FINALISED, {"method": wanted.method, "error": describe(error)}))
         return f"{describe(error)}{f' ({error.hint})' if error.hint else ''}"
     drive.write((EventKind.FINALISED, {"method": wanted.method, **result}))
     return ""
 
 
-def _on_host(drive: HostDrive, wanted: Finalise, staged: Mapping[str, Any]) -> Mapping[str, Any]:
+def _same_boot(drive: HostDrive, boot_id: str) -> Session:
+    """A session with the boot whose checks have passed. Raises HostLost where another one answers."""
+    session = open_session(drive, Deadline.after(drive.spec.playbook.deadlines.finalise))
+    if session.boot_id != boot_id:
+        session.close()
+        raise HostLost(
+            drive.host.name,
+            "finalise",
+            "another boot answers than the one whose checks have passed",
+            hint="the new kernel has left again; its console tells why",
+            code=OTHER_BOOT,
+        )
+    return session
+
+
+def _on_host(
+    drive: HostDrive, wanted: Finalise, staged: Mapping[str, Any], boot_id: str
+) -> Mapping[str, Any]:
     release = staged.get("release")
     if not release:
         raise HostRefused(
@@ -84,8 +109,9 @@ def _on_host(drive: HostDrive, wanted: Finalise, staged: Mapping[str, Any]) -> M
             code="no_release",
         )
     deadline = Deadline.after(drive.spec.playbook.deadlines.finalise)
-    with open_session(drive, deadline) as session:
+    with _same_boot(drive, boot_id) as session:
         attempt = drive.record.attempts[-1]
+        drive.new_fence()  # an earlier session of ours may not have ended there yet
         claim = drive.claim(attempt, session.boot_id)
         session.agent.claim(claim, deadline)
         return session.agent.boot_default_set(

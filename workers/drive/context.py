@@ -36,7 +36,7 @@ class Tools:
     connector: Connector
     bundle: AgentBundle
     make_prober: Callable[[Host], OutageProber]
-    answers: Callable[[Host, float], bool]
+    answers: Callable[[Host, float], bool | None]
     power: Callable[[Host], PowerDriver | None]
     console: Callable[[Host], ConsoleTail | None]
     stopping: Callable[[], bool] = never

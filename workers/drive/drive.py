@@ -93,13 +93,22 @@ def _heartbeat(drive: HostDrive) -> Iterator[None]:
 
 
 def _run(drive: HostDrive) -> None:
-    if drive.record.open_attempt is not None or drive.record.phase is Phase.LOST:
+    if drive.record.phase is Phase.LOST and not _lost_in_an_attempt(drive):
+        # An error of ours between attempts: the next claim makes sure that nothing of ours is loaded there.
+        drive.to_phase(Phase.PENDING, "tried again after an error outside any attempt")
+    elif drive.record.open_attempt is not None or drive.record.phase is Phase.LOST:
         _look(drive, Dark())
     while drive.record.phase not in TERMINAL and drive.record.phase is not Phase.LOST:
         drive.check_stop()
         if drive.tools.journal.rollout(drive.record.rollout).abort_requested:
             return
         _attempt(drive)
+
+
+def _lost_in_an_attempt(drive: HostDrive) -> bool:
+    """Whether the host was lost with an attempt whose end is not known."""
+    unknown = (None, Outcome.SILENT, Outcome.LOST)
+    return bool(drive.record.attempts) and drive.record.attempts[-1].outcome in unknown
 
 
 def _look(drive: HostDrive, dark: Dark) -> None:

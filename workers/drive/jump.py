@@ -38,6 +38,7 @@ def jump(drive: HostDrive, session: Session, attempt: AttemptRecord, prober: Out
             deadline.sooner(playbook.deadlines.jump),
             watchdog=playbook.recovery.watchdog,
         )
+        _tell_watchdog(drive, armed)
         move = [] if drive.record.phase is Phase.ARMED else [phase_event(Phase.ARMED)]
         drive.write((EventKind.ARMED, dict(armed.raw)), *move)
         leaves_at = time.monotonic() + LEAD_SECONDS
@@ -57,6 +58,19 @@ def jump(drive: HostDrive, session: Session, attempt: AttemptRecord, prober: Out
         hint="this machine or the way to the host is too slow; start fewer hosts at once",
     )
     raise AttemptOver
+
+
+def _tell_watchdog(drive: HostDrive, armed: ArmAnswer) -> None:
+    """A watchdog that was asked for and will not help is said once, before the host goes."""
+    told = armed.raw.get("watchdog")
+    if drive.spec.playbook.recovery.watchdog is None or not isinstance(told, dict):
+        return
+    if drive.record.phase is Phase.ARMED:
+        return  # an appointment that is set anew: it was said
+    if not told.get("armed"):
+        drive.note(f"no watchdog: {told.get('detail') or told.get('why')}")
+    elif told.get("survives") is False:
+        drive.note(f"the watchdog will not survive the jump: {told.get('why')}")
 
 
 def _guard(drive: HostDrive, session: Session, attempt: AttemptRecord) -> None:

@@ -15,7 +15,7 @@ from orchestrator.domain.errors import HostLost, HostRefused
 from orchestrator.domain.facts import HostFacts
 from orchestrator.domain.hazards import Audit, AuditVerdict, Strength
 from orchestrator.domain.ladder import Load, LoadPath
-from orchestrator.domain.placement import Placement, free_pages, parse_placement, with_digest
+from orchestrator.domain.placement import EMPTY_COPY_LIST, Placement, free_pages, parse_placement, with_digest
 from orchestrator.domain.playbook import Deadlines
 from orchestrator.domain.policy import AuditMode, Cma, CmaPolicy
 from orchestrator.domain.raw import mapping_of
@@ -119,13 +119,14 @@ class Placer:
         area = self.facts.default_area
         # Free pages of the area before anything of ours was loaded, and when nothing of ours was last.
         self._baseline = self._free = None if area is None else area.available_pages
+        self._holds = False  # something of ours is loaded
 
     def place(self) -> Placed:
         """Load until the audit is content, repairing in between.
 
         Raises LoadRefused, AuditRefused, and HostError where the host has to be looked at.
         """
-        placed = self._audited(self._load(self.target), self.target)
+        placed = self._first_load()
         tries = [Try(repair=None, audit=placed.audit, placement=placed.placement)]
         signed = signed_only(self.facts)
         while True:
@@ -142,12 +143,27 @@ class Placer:
             except RepairFailed as failed:
                 self.bench.note(f"the repair ({plan.reason}) did not work: {failed}")
                 if signed:
-                    if self.cma.audit is AuditMode.REPORT:
-                        placed = self._audited(self._load(self.target), self.target)
                     return self._refuse(placed, why, NoRepair(reason=f"it did not load: {failed}"))
                 signed = True  # a kernel that takes no file of our making may still take the real one twice
                 continue
             tries.append(Try(repair=plan, audit=placed.audit, placement=placed.placement, spacers=spacers))
+
+    def _first_load(self) -> Placed:
+        """The image as it is, beginning with nothing loaded.
+
+        Where the witnesses of a load into CMA do not agree it is loaded once more: a driver may have taken or
+        given back pages of the area meanwhile.
+        """
+        if self.facts.kexec_loaded:
+            self.bench.note("an image that was loaded before is unloaded: it would lie in the image's way")
+            self.unload()
+            self._baseline = self._free
+        placed = self._audited(self._load(self.target), self.target)
+        if self.step.path is LoadPath.CMA and not placed.placement.known:
+            self.bench.note(f"placement unknown, loading once more: {placed.placement.why_unknown}")
+            self.unload()
+            placed = self._audited(self._load(self.target), self.target)
+        return placed
 
     def rehearse_again(self, placed: Placed, number: int) -> None:
         """Read the image back once more, right before the jump. Raises AuditRefused, HostError."""
@@ -168,7 +184,8 @@ class Placer:
         found, placement = placed.audit, placed.placement
         if found.verdict is AuditVerdict.HAZARDOUS:
             return found.reason
-        if found.verdict is AuditVerdict.UNKNOWN and self.step.path is LoadPath.CMA:
+        in_cma = self.step.path is LoadPath.CMA or placement.head == EMPTY_COPY_LIST
+        if found.verdict is AuditVerdict.UNKNOWN and in_cma:
             return found.reason
         if self.cma.use is CmaPolicy.REQUIRE and placement.wholly_in_cma is not True:
             return f"only {placement.bytes_in_cma} of {placement.bytes_total} bytes lie in CMA"
@@ -177,6 +194,7 @@ class Placer:
     def unload(self) -> int:
         """Unload; the number of the area's pages that are not free again: a leak, which is noted."""
         answer = self.bench.agent.unload(self.bench.claim(), Deadline.after(self.deadlines.load))
+        self._holds = False
         self._free = free_pages(mapping_of(answer.get("cma_after")), self.facts)
         if self._baseline is None or self._free is None or self._free >= self._baseline:
             return 0
@@ -201,6 +219,8 @@ class Placer:
         reason = f"{why}; no repair: {no_repair.reason}"
         if self.cma.audit is AuditMode.REPORT:
             self.bench.note(f"jumping all the same, the audit only reports: {reason}")
+            if not self._holds:  # a repair that failed has left nothing loaded
+                placed = self._audited(self._load(self.target), self.target)
             return placed
         self.unload()
         raise AuditRefused(placed, reason, no_repair.hint)
@@ -303,6 +323,7 @@ class Placer:
             answer = LoadAnswer(DIED, 0.0, None, None, self.step.flags, (), False, {}, {}, None, {})
         if answer.state != "loaded":
             raise LoadRefused(answer, self.unload())
+        self._holds = True
         return answer
 
     def _asked(self, target: Target) -> LoadAnswer:

@@ -54,9 +54,18 @@ class Session:
         self.close()
 
 
-def open_session(drive: HostDrive, deadline: Deadline, connect_seconds: float = ONE_TRY_SECONDS) -> Session:
-    """Connect once, in at most `connect_seconds`, and start the agent. Raises HostError."""
+def open_session(
+    drive: HostDrive,
+    deadline: Deadline,
+    connect_seconds: float = ONE_TRY_SECONDS,
+    connected: Callable[[], None] = lambda: None,
+) -> Session:
+    """Connect once, in at most `connect_seconds`, and start the agent. Raises HostError.
+
+    `connected` is called when the login has succeeded, whatever becomes of the agent.
+    """
     connection = drive.tools.connector.connect(drive.host, deadline.sooner(connect_seconds))
+    connected()
     try:
         agent = AgentClient.start(connection, drive.host, drive.tools.bundle, deadline)
     except BaseException:

@@ -18,12 +18,12 @@ MOST_CYCLES = 2
 """Power cycles of one attempt, over all resumes. A host that stays silent after that needs a human."""
 
 
-def answers(drive: HostDrive) -> bool:
-    """Whether the host answers on the network, though no login succeeds."""
+def answers(drive: HostDrive) -> bool | None:
+    """Whether the host answers on the network, though no login succeeds; None: that cannot be told."""
     return drive.tools.answers(drive.host, LISTEN_SECONDS)
 
 
-def power_cycle(drive: HostDrive, attempt: AttemptRecord, *, answers: bool) -> str:
+def power_cycle(drive: HostDrive, attempt: AttemptRecord, *, answers: bool | None) -> str:
     """Power-cycle the silent host; empty where the order was taken, else why it was not given or failed.
 
     `answers`: what the function of that name has just said. What is about to happen is journaled before it
@@ -40,9 +40,13 @@ def power_cycle(drive: HostDrive, attempt: AttemptRecord, *, answers: bool) -> s
     if answers:
         drive.note("no power cycle: the host answers on the network, though no login succeeds")
         return "the host answers on the network, and such a host's power is never cycled"
-    if not _network_works(drive):
-        return "no other host of this rollout answers either: our own network may be down"
-    drive.write((EventKind.POWER, {"state": "ordered", "why": f"silent after attempt {attempt.number}"}))
+    if answers is None and drive.host.proxy_jump is None:
+        return "whether it answers cannot be told from here: no route, no name, or too many open files"
+    witness = _witness(drive)
+    if witness is None:
+        return "no other host answers either: our own network may be down"
+    ordered = {"state": "ordered", "why": f"silent after attempt {attempt.number}", "witness": witness}
+    drive.write((EventKind.POWER, ordered))
     try:
         result = driver.cycle(Deadline.after(drive.spec.playbook.deadlines.power))
     except PowerFailed as error:
@@ -53,19 +57,29 @@ def power_cycle(drive: HostDrive, attempt: AttemptRecord, *, answers: bool) -> s
     return ""
 
 
-def _network_works(drive: HostDrive) -> bool:
-    """Whether some host that nobody has told to jump answers; True where there is none to ask.
+def _witness(drive: HostDrive) -> str | None:
+    """Who shows that our own network works: a host's name, or why there is nobody to ask; None: nobody does.
 
-    Those that have told us their facts come first; one that failed without ever telling any was never there.
+    Those of the rollout that have told us their facts come first; one that failed without ever telling any
+    was never there. Where the whole rollout is on its way, other hosts of the inventory are asked.
     """
-    hosts = drive.tools.journal.hosts(drive.record.rollout)
+    hosts = {host.host: host for host in drive.tools.journal.hosts(drive.record.rollout)}
     others = [
         host
-        for host in hosts
+        for host in hosts.values()
         if host.host != drive.host.name
         and host.phase not in MAY_HAVE_JUMPED
         and (host.facts is not None or host.phase is not Phase.FAILED)
     ]
     others.sort(key=lambda host: host.facts is None)
-    asked = [drive.spec.inventory.hosts[host.host] for host in others[:WITNESSES]]
-    return not asked or any(drive.tools.answers(host, LISTEN_SECONDS) for host in asked)
+    names = [host.host for host in others] + [
+        name for name in drive.spec.inventory.hosts if name not in hosts
+    ]
+    direct = [drive.spec.inventory.hosts[name] for name in names]
+    asked = [host for host in direct if host.proxy_jump is None][:WITNESSES]
+    for host in asked:
+        if drive.tools.answers(host, LISTEN_SECONDS):
+            return host.name
+    # A whole wave that is silent at once may be our own network's fault as well as the kernel's.
+    dark = any(host.phase in MAY_HAVE_JUMPED for host in hosts.values() if host.host != drive.host.name)
+    return None if asked or dark else "nobody: there is no other host to ask"

@@ -118,7 +118,10 @@ class Look:
             drive.check_stop()
             _wait_for_answer(drive, self.dark, deadline)
             try:
-                session = open_session(drive, deadline, connect_seconds=TRY_SECONDS)
+                self.answered = False
+                session = open_session(
+                    drive, deadline, connect_seconds=TRY_SECONDS, connected=self._logged_in
+                )
             except (HostKeyRefused, LoginRefused, HostRefused) as error:
                 self.last, self.answered = error, True
                 if _orderly(drive) and isinstance(error, LoginRefused):
@@ -128,7 +131,7 @@ class Look:
                 pause(BETWEEN_SECONDS, drive.check_stop)
                 continue
             except HostError as error:
-                self.last, self.answered = error, False
+                self.last = error
                 pause(1.0, drive.check_stop)
                 continue
             if self._judged(session) is Finding.BACK:
@@ -137,6 +140,9 @@ class Look:
                 return None
             pause(BETWEEN_SECONDS, drive.check_stop)
         return None
+
+    def _logged_in(self) -> None:
+        self.answered = True
 
     def _judged(self, session: Session) -> Finding:
         """What the session's boot proves; closes it unless the host is back."""

@@ -40,6 +40,7 @@ def verify(drive: HostDrive, session: Session, dark: Dark) -> None:
     attempt = drive.record.attempts[-1]
     deadline = Deadline.after(drive.spec.playbook.deadlines.verify)
     clock = session.agent.clock(deadline)  # first: its error grows with the distance to time zero
+    _confirm(drive, session, attempt, deadline)
     _await_end_of_boot(drive, session, deadline)
     raw = session.agent.facts(deadline)
     measured = _measure(raw, clock, _stamp(drive, session, attempt, deadline), dark)
@@ -49,8 +50,7 @@ def verify(drive: HostDrive, session: Session, dark: Dark) -> None:
     sessions = _fresh_sessions(drive, session.boot_id, deadline)
     results = _judge(drive, attempt, raw, collected, sessions)
     drive.write((EventKind.CHECKED, {"checks": [result.as_dict() for result in results]}))
-    _confirm(drive, attempt)
-    _conclude(drive, results, attempt)
+    _conclude(drive, results, attempt, session.boot_id)
 
 
 def collect(drive: HostDrive, session: Session, deadline: Deadline) -> dict[str, Any]:
@@ -164,21 +164,19 @@ def _event_data(drive: HostDrive, kind: EventKind, attempt: int) -> dict[str, An
     return found[-1] if found else {}
 
 
-def _confirm(drive: HostDrive, attempt: AttemptRecord) -> None:
-    """Tell the boot guard that we are here, whatever the checks said: from now on it is us who decide."""
+def _confirm(drive: HostDrive, session: Session, attempt: AttemptRecord, deadline: Deadline) -> None:
+    """Tell the boot guard that we are here, before anything takes time: from now on it is us who decide.
+
+    Raises HostError: a guard that was not told will reboot the host, and it is looked at again.
+    """
     if drive.spec.playbook.recovery.guard is None:
         return
-    deadline = Deadline.after(drive.spec.playbook.deadlines.verify)
-    try:
-        with open_session(drive, deadline) as session:
-            claim = drive.claim(attempt, session.boot_id)
-            session.agent.claim(claim, deadline)
-            session.agent.guard_confirm(claim, deadline)
-    except HostError as error:
-        drive.note(f"the boot guard could not be told: the host will reboot: {describe(error)}")
+    claim = drive.claim(attempt, session.boot_id)
+    session.agent.claim(claim, deadline)
+    session.agent.guard_confirm(claim, deadline)
 
 
-def _conclude(drive: HostDrive, results: list[CheckResult], attempt: AttemptRecord) -> None:
+def _conclude(drive: HostDrive, results: list[CheckResult], attempt: AttemptRecord, boot_id: str) -> None:
     playbook, verdict = drive.spec.playbook, overall(results)
     if verdict is Verdict.FAIL:
         failed = "; ".join(f"{r.name}: {r.evidence}" for r in results if r.verdict is Verdict.FAIL)
@@ -197,8 +195,8 @@ def _conclude(drive: HostDrive, results: list[CheckResult], attempt: AttemptReco
         stays = "" if playbook.finalise.method is FinaliseMethod.NONE else "; the boot loader's default stays"
         drive.end_attempt(Outcome.BOOTED, Phase.DONE, f"on the target; {text}{stays}")
         return
+    why_not = finalise(drive, _event_data(drive, EventKind.STAGED, attempt.number), boot_id)
     accept(drive)
-    why_not = finalise(drive, _event_data(drive, EventKind.STAGED, attempt.number))
     if why_not:
         drive.end_attempt(
             Outcome.BOOTED,
