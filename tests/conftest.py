@@ -18,6 +18,8 @@ from tests.support.machine import why_qemu_cannot_run
 TESTS = Path(__file__).parent
 # Fast ones first: the rules and the units tell in seconds what the machines would tell in minutes.
 ORDER = ("rules", "unit", "integration", "lab")
+# The labs that take longest first: two of them run side by side, and the last one to end is waited for.
+LABS = ("test_watchdog", "test_rollout", "test_refusals", "test_scenarios")
 WHOLE = os.environ.get("KEXEC_FLEET_WHOLE", "")
 
 
@@ -25,10 +27,19 @@ def _folder(item: pytest.Item) -> str:
     return item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
 
 
-def _rank(item: pytest.Item) -> tuple[int, int]:
-    folder = _folder(item)
+def _rank(item: pytest.Item) -> tuple[int, int, int]:
+    folder, stem = _folder(item), item.path.stem
     marked = item.get_closest_marker("lab") is not None
-    return int(marked), ORDER.index(folder) if folder in ORDER else 0
+    return (
+        int(marked),
+        ORDER.index(folder) if folder in ORDER else 0,
+        LABS.index(stem) if stem in LABS else len(LABS),
+    )
+
+
+def _lab(item: pytest.Item) -> str:
+    """What shares a lab runs in one process of pytest-xdist."""
+    return "rollouts" if "rollouts" in getattr(item, "fixturenames", ()) else item.path.stem
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -36,6 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _folder(item) == "lab":
             item.add_marker("lab")
+            item.add_marker(pytest.mark.xdist_group(_lab(item)))
     items.sort(key=_rank)  # a stable sort: within a folder the order stays
 
 

@@ -263,7 +263,7 @@ def test_the_guard_outlives_a_rescue_shell_and_reboots_through_the_firmware(
 ) -> None:
     agent, claim = guest.claimed()
     guest.load(agent, claim, good)
-    agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=420.0)
+    agent.ask("guard_install", claim, DEADLINE, nonce=claim["nonce"], seconds=300.0)
     guest.jump(agent, claim)
     assert f"kexec_fleet.nonce={claim['nonce']}" in guest.another_boot(claim["boot_id"]).split()
     # It stops nearly every unit.
@@ -271,6 +271,6 @@ def test_the_guard_outlives_a_rescue_shell_and_reboots_through_the_firmware(
         "cat /proc/sys/kernel/random/boot_id; systemctl --no-block isolate rescue.target"
     )
     assert "nonce" not in guest.another_boot(unconfirmed)
-    assert "kexec-fleet guard: not confirmed in 420 s: rebooting" in guest.console()
+    assert "kexec-fleet guard: not confirmed in 300 s: rebooting" in guest.console()
     assert guest.call("uname -r").startswith("7.2.")
     assert guest.call(UNIT).split()[0] == "inactive"
