@@ -95,7 +95,7 @@ class Machine:
 
 @contextmanager
 def machine(folder: Path, *arguments: str, disk: bytes | None = None) -> Iterator[Machine]:
-    """A machine whose monitor is `folder`/qmp.sock. `disk` is a boot sector; without one its CPU only halts."""
+    """A machine whose monitor is `folder`/qmp.sock. Without a boot sector `disk` its CPU only halts."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
