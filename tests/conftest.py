@@ -18,7 +18,8 @@ from tests.support.machine import why_qemu_cannot_run
 TESTS = Path(__file__).parent
 # Fast ones first: the rules and the units tell in seconds what the machines would tell in minutes.
 ORDER = ("rules", "unit", "integration", "lab")
-# The labs that take longest first: two of them run side by side, and the last one to end is waited for.
+# The files that take longest first: two run side by side, and the last one to end is waited for. Those that
+# share a lab follow one another, so that one process runs both.
 LABS = ("test_watchdog", "test_rollout", "test_refusals", "test_scenarios")
 WHOLE = os.environ.get("KEXEC_FLEET_WHOLE", "")
 
@@ -37,17 +38,11 @@ def _rank(item: pytest.Item) -> tuple[int, int, int]:
     )
 
 
-def _lab(item: pytest.Item) -> str:
-    """What shares a lab runs in one process of pytest-xdist."""
-    return "rollouts" if "rollouts" in getattr(item, "fixturenames", ()) else item.path.stem
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _folder(item) == "lab":
             item.add_marker("lab")
-            item.add_marker(pytest.mark.xdist_group(_lab(item)))
     items.sort(key=_rank)  # a stable sort: within a folder the order stays
 
 
