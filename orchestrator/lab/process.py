@@ -60,7 +60,17 @@ def spawn_detached(argv: Sequence[str], *, cwd: Path, log: Path) -> ProcessIdent
             list(argv), cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
     _children[child.pid] = child
+    _wait_for_its_words(child)
     return identify(child.pid)
+
+
+def _wait_for_its_words(child: subprocess.Popen[bytes]) -> None:
+    """The kernel lets the parent of a vfork go on before the new program's command line can be read
+    (Linux 6.12, fs/exec.c begin_new_exec), and `find_in_folder` would not see the process."""
+    until = time.monotonic() + 10.0
+    words = Path(f"/proc/{child.pid}/cmdline")
+    while child.poll() is None and time.monotonic() < until and not words.read_bytes():
+        time.sleep(0.001)
 
 
 def wait_gone(process: ProcessIdentity, seconds: float) -> bool:
