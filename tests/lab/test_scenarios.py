@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from orchestrator.lab.process import ProcessIdentity, is_alive
+
 PROGRAM = "from orchestrator.cli.app import main\nmain()"
 PATIENCE = 1500.0
 # A program on the host that waits for its moment; pages of the CMA area; a changed image and power control.
@@ -126,9 +128,10 @@ def test_an_interrupt_takes_the_machines_down(tmp_path: Path) -> None:
         assert process.poll() is None and time.monotonic() < deadline, "no VM was started"
         time.sleep(0.2)
     (record,) = (tmp_path / "labs").glob("*/vms/host1/process.json")
-    pid = json.loads(record.read_text())["pid"]
+    machine = ProcessIdentity(**json.loads(record.read_text()))
+    assert is_alive(machine)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=280)
     assert process.returncode == 130
-    assert not Path(f"/proc/{pid}").exists()
+    assert not is_alive(machine)  # nor is a zombie, which whoever inherits it has not reaped yet
     assert [path for path in (tmp_path / "labs").iterdir() if path.is_dir()] == []
